@@ -1,0 +1,47 @@
+//! Memory of this process, as the kernel counts it.
+
+use super::kernel_text;
+
+/// Highest resident memory since the process started (`VmHWM`); `None` off Linux.
+/// It never falls, so only what a run adds to it is the run's own.
+pub fn process_peak_rss_bytes() -> Option<u64> {
+    status_bytes(&kernel_text("/proc/self/status")?, "VmHWM")
+}
+
+/// Resident memory now (`VmRSS`); `None` off Linux.
+pub fn process_rss_bytes() -> Option<u64> {
+    status_bytes(&kernel_text("/proc/self/status")?, "VmRSS")
+}
+
+fn status_bytes(status: &str, key: &str) -> Option<u64> {
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_kilobytes_become_bytes() {
+        let status = "Name:\tx\nVmHWM:\t   10240 kB\nVmRSS:\t  512 kB\nVmBad:\t7\n";
+        assert_eq!(status_bytes(status, "VmHWM"), Some(10_485_760));
+        assert_eq!(status_bytes(status, "VmRSS"), Some(524_288));
+        assert_eq!(status_bytes(status, "VmBad"), None);
+        assert_eq!(status_bytes(status, "Vm"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_peak_rises_by_what_was_touched() {
+        let touched_bytes = 64 << 20;
+        let before = process_rss_bytes().unwrap();
+        let block = std::hint::black_box(vec![1_u8; touched_bytes]);
+        let peak = process_peak_rss_bytes().unwrap();
+        assert!(peak >= before.max(touched_bytes as u64), "{before} {peak}");
+        drop(block);
+    }
+}

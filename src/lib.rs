@@ -1,0 +1,2 @@
+//! disagg-bench
+pub mod model;

@@ -1,0 +1,233 @@
+//! `summary.json`: the stable interface for scripts, derived from a [`Record`].
+//!
+//! Keys are added, never renamed, within a schema version.
+
+use serde::{Deserialize, Serialize};
+
+use super::figures::Figures;
+use super::{Agreement, Arm, Case, Node, Record, SCHEMA_VERSION, Sample, Status, Transfer};
+use crate::stats::Figure;
+use crate::wire::message::KvDtype;
+
+/// A run in figures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Summary {
+    /// Version of this file's schema.
+    pub schema_version: u32,
+    /// Subcommand that made it.
+    pub command: String,
+    /// Revision of the tool.
+    pub git_revision: String,
+    /// How the run ended.
+    pub status: Status,
+    /// The model.
+    pub model: SummaryModel,
+    /// The link; null where nothing was sent.
+    pub link: Option<SummaryLink>,
+    /// Weakest agreement of the answers; null with one arm.
+    pub outputs: Option<Agreement>,
+    /// One line: what was found.
+    pub verdict: Option<String>,
+    /// What makes the figures doubtful.
+    pub alarms: Vec<String>,
+    /// One entry a prompt.
+    pub cases: Vec<SummaryCase>,
+}
+
+/// The model of a summary.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SummaryModel {
+    /// Name in its file.
+    pub name: String,
+    /// Weights that ran.
+    pub weights: String,
+    /// Digest over file and weights.
+    pub fingerprint: String,
+    /// Bytes of KV cache a token takes.
+    pub kv_bytes_per_token: u64,
+}
+
+/// The link of a summary.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SummaryLink {
+    /// What carried the bytes.
+    pub transport: String,
+    /// Whether they stayed on one machine.
+    pub loopback: bool,
+    /// Congestion control as read back.
+    pub congestion_control: Option<String>,
+    /// Smallest round trip.
+    pub min_round_trip_us: Option<f64>,
+}
+
+/// One prompt.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SummaryCase {
+    /// Name of the prompt.
+    pub prompt: String,
+    /// Prompt length.
+    pub prompt_tokens: u32,
+    /// Tokens asked for.
+    pub output_tokens: u32,
+    /// Bytes of KV cache of the prompt.
+    pub kv_bytes: u64,
+    /// Agreement of the answers; null with one arm.
+    pub outputs: Option<Agreement>,
+    /// Requests that failed.
+    pub errors: Vec<String>,
+    /// One entry a way of running it.
+    pub arms: Vec<SummaryArm>,
+}
+
+/// One way of running one prompt.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SummaryArm {
+    /// How it ran.
+    pub arm: Arm,
+    /// The node that produced the tokens after the first.
+    pub node: Node,
+    /// When the cache crossed the link.
+    pub transfer: Option<Transfer>,
+    /// Element type of the cache.
+    pub kv_dtype: KvDtype,
+    /// Element type on the wire.
+    pub wire_dtype: Option<KvDtype>,
+    /// Connections that carried pieces.
+    pub streams: u32,
+    /// KV bytes sent by one request.
+    pub wire_bytes: u64,
+    /// Request start to first token.
+    pub ttft_ms: Option<Figure>,
+    /// Request start to second token.
+    pub ttst_ms: Option<Figure>,
+    /// Time per output token after the first.
+    pub tpot_ms: Option<Figure>,
+    /// Request start to last token.
+    pub e2e_ms: Option<Figure>,
+    /// Output tokens per second of the request.
+    pub tokens_per_s: Option<Figure>,
+    /// Prefill.
+    pub prefill_ms: Option<Figure>,
+    /// All decode steps.
+    pub decode_ms: Option<Figure>,
+    /// Time in which pieces were under way.
+    pub wire_busy_ms: Option<Figure>,
+    /// Transfer that the request waited for.
+    pub exposed_transfer_ms: Option<Figure>,
+    /// Transfer behind prefill.
+    pub hidden_transfer_ms: Option<Figure>,
+    /// Last piece verified to first step started.
+    pub handoff_ms: Option<Figure>,
+    /// What the other four do not explain of the gap to the second token.
+    pub residual_ms: Option<Figure>,
+    /// Exposed transfer / E2E.
+    pub transfer_overhead_pct: Option<Figure>,
+    /// Wire busy / E2E.
+    pub wire_busy_pct: Option<Figure>,
+    /// The notebook's share: wire busy / (prefill + wire busy).
+    pub notebook_pipeline_pct: Option<Figure>,
+    /// KV payload over wire busy.
+    pub effective_gbps: Option<Figure>,
+    /// Link rate at which prefill would never wait.
+    pub kv_demand_gbps: Option<Figure>,
+}
+
+impl Summary {
+    /// Derives the summary of a record.
+    pub fn of(record: &Record) -> Self {
+        let round_trip = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
+        let cases = record.cases.iter().map(|c| SummaryCase::of(c, round_trip));
+        Self {
+            schema_version: SCHEMA_VERSION,
+            command: record.run.command.clone(),
+            git_revision: record.run.git_revision.clone(),
+            status: record.run.status,
+            model: SummaryModel {
+                name: record.model.name.clone(),
+                weights: record.model.weights.clone(),
+                fingerprint: record.model.fingerprint.clone(),
+                kv_bytes_per_token: record.model.kv_bytes_per_token,
+            },
+            link: record.link.as_ref().map(|link| SummaryLink {
+                transport: link.transport.clone(),
+                loopback: link.loopback,
+                congestion_control: link.socket.congestion_control.clone(),
+                min_round_trip_us: round_trip.map(|ns| ns as f64 / 1e3),
+            }),
+            outputs: record.outputs(),
+            verdict: crate::verdict::finding(record),
+            alarms: crate::verdict::alarms(record),
+            cases: cases.collect(),
+        }
+    }
+}
+
+impl SummaryCase {
+    fn of(case: &Case, round_trip: Option<u64>) -> Self {
+        let measured = || case.samples.iter().filter(|s| !s.warmup && s.error.is_none());
+        let mut ways: Vec<_> = measured().map(way).collect();
+        ways.sort();
+        ways.dedup();
+        let arms = ways.into_iter().map(|w| {
+            let samples: Vec<&Sample> = measured().filter(|s| way(s) == w).collect();
+            SummaryArm::of(&samples, round_trip)
+        });
+        Self {
+            prompt: case.prompt.clone(),
+            prompt_tokens: case.prompt_tokens,
+            output_tokens: case.output_tokens,
+            kv_bytes: case.kv_bytes,
+            outputs: case.check.as_ref().map(|c| c.outputs),
+            errors: case.samples.iter().filter_map(|s| s.error.clone()).collect(),
+            arms: arms.collect(),
+        }
+    }
+
+    /// The first arm of a kind.
+    pub fn arm(&self, arm: Arm) -> Option<&SummaryArm> {
+        self.arms.iter().find(|a| a.arm == arm)
+    }
+}
+
+/// What tells ways of running a case apart.
+fn way(sample: &Sample) -> (Arm, Node, Option<Transfer>, u32) {
+    (sample.arm, sample.node, sample.transfer, sample.streams)
+}
+
+impl SummaryArm {
+    /// Of samples of one way; there is at least one.
+    fn of(samples: &[&Sample], round_trip: Option<u64>) -> Self {
+        let first = samples[0];
+        let figures: Vec<Figures> = samples.iter().map(|s| Figures::of(s, round_trip)).collect();
+        let of = |f: &dyn Fn(&Figures) -> Option<f64>| {
+            Figure::of(&figures.iter().filter_map(f).collect::<Vec<f64>>())
+        };
+        let ms = |f: &dyn Fn(&Figures) -> Option<u64>| of(&|x| f(x).map(|ns| ns as f64 / 1e6));
+        Self {
+            arm: first.arm,
+            node: first.node,
+            transfer: first.transfer,
+            kv_dtype: first.kv_dtype,
+            wire_dtype: first.wire_dtype,
+            streams: first.streams,
+            wire_bytes: first.wire_payload_bytes,
+            ttft_ms: ms(&|f| f.ttft_ns),
+            ttst_ms: ms(&|f| f.ttst_ns),
+            tpot_ms: of(&|f| f.tpot_ns.map(|ns| ns / 1e6)),
+            e2e_ms: ms(&|f| f.e2e_ns),
+            tokens_per_s: of(&|f| f.tokens_per_s),
+            prefill_ms: ms(&|f| f.prefill_ns),
+            decode_ms: ms(&|f| f.decode_ns),
+            wire_busy_ms: ms(&|f| f.wire_busy_ns),
+            exposed_transfer_ms: ms(&|f| f.exposed_transfer_ns),
+            hidden_transfer_ms: ms(&|f| f.hidden_transfer_ns),
+            handoff_ms: ms(&|f| f.handoff_ns),
+            residual_ms: of(&|f| f.residual_ns.map(|ns| ns as f64 / 1e6)),
+            transfer_overhead_pct: of(&|f| f.transfer_overhead_pct),
+            wire_busy_pct: of(&|f| f.wire_busy_pct),
+            notebook_pipeline_pct: of(&|f| f.notebook_pipeline_pct),
+            effective_gbps: of(&|f| f.effective_gbps),
+            kv_demand_gbps: of(&|f| f.kv_demand_gbps),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! A loaded model: tokenizer, decoder and identity, with prefill in chunks and single steps.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::ModelError;
+use super::decoder::{Decoder, LayerDone};
+use super::gguf::Gguf;
+use super::kv_cache::KvCache;
+use super::logits::Logits;
+use super::shape::ModelShape;
+use super::tokenizer::Tokenizer;
+use super::weights::WeightsFormat;
+
+/// What must be equal on both nodes for their answers to be comparable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelIdentity {
+    /// Name in the file.
+    pub name: String,
+    /// SHA-256 of the file.
+    pub file_sha256: String,
+    /// Weights that run, such as `q8_0 from q4_1, q8_0`.
+    pub weights: String,
+}
+
+impl ModelIdentity {
+    /// Digest over file and weights format (32 hex digits of blake3).
+    pub fn fingerprint(&self) -> String {
+        let text = format!("{}\n{}", self.file_sha256, self.weights);
+        blake3::hash(text.as_bytes()).to_hex()[..32].to_string()
+    }
+}
+
+/// A model ready to run.
+pub struct Engine {
+    /// What is loaded.
+    pub identity: ModelIdentity,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    decoder: Decoder,
+}
+
+impl Engine {
+    /// Loads a GGUF file whose SHA-256 the caller has taken; `weights` of `None` means what suits
+    /// the file. `progress(done, total)` counts layers.
+    pub fn load(
+        path: &Path,
+        file_sha256: &str,
+        weights: Option<WeightsFormat>,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self, ModelError> {
+        let mut gguf = Gguf::open(path)?;
+        let shape = ModelShape::read(&gguf)?;
+        let tokenizer = Tokenizer::from_gguf(&gguf)?;
+        let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&gguf));
+        let identity = ModelIdentity {
+            name: shape.name.clone(),
+            file_sha256: file_sha256.to_string(),
+            weights: format.label(&gguf),
+        };
+        Ok(Self {
+            identity,
+            tokenizer,
+            decoder: Decoder::load(&mut gguf, shape, format, progress)?,
+        })
+    }
+
+    /// Sizes and constants of the model.
+    pub fn shape(&self) -> &ModelShape {
+        self.decoder.shape()
+    }
+
+    /// Bytes of all matrices as loaded.
+    pub fn weight_bytes(&self) -> usize {
+        self.decoder.weight_bytes()
+    }
+
+    /// Whether a prompt and its answer fit the context.
+    pub fn check_length(&self, prompt_tokens: usize, output_tokens: usize) -> Result<(), ModelError> {
+        let context_tokens = self.shape().context_tokens;
+        if prompt_tokens.saturating_add(output_tokens) > context_tokens {
+            return Err(ModelError::TooLong {
+                prompt_tokens,
+                output_tokens,
+                context_tokens,
+            });
+        }
+        Ok(())
+    }
+
+    /// Prefills an empty cache with `tokens`, `chunk_tokens` at a time (`None`: all at once), and
+    /// returns the logits after the last one. `on_layer` is called when a layer's K and V of a
+    /// chunk have landed in the cache.
+    pub fn prefill(
+        &self,
+        tokens: &[u32],
+        chunk_tokens: Option<usize>,
+        cache: &KvCache,
+        mut on_layer: impl FnMut(LayerDone),
+    ) -> anyhow::Result<Logits> {
+        anyhow::ensure!(!tokens.is_empty(), "a prompt of no tokens cannot be prefilled");
+        self.check_tokens(tokens)?;
+        let mut logits = Vec::new();
+        let mut start = 0;
+        for (chunk, part) in tokens
+            .chunks(chunk_tokens.unwrap_or(tokens.len()).max(1))
+            .enumerate()
+        {
+            logits = self.decoder.forward(part, start, cache, &mut |layer, tokens| {
+                on_layer(LayerDone {
+                    layer,
+                    chunk,
+                    tokens,
+                });
+            })?;
+            start += part.len();
+        }
+        Ok(Logits(logits))
+    }
+
+    /// Appends one token to the cache and returns the logits after it.
+    pub fn step(&self, token: u32, cache: &KvCache) -> anyhow::Result<Logits> {
+        self.check_tokens(&[token])?;
+        let start = cache.len_tokens();
+        let logits = self.decoder.forward(&[token], start, cache, &mut |_, _| {})?;
+        Ok(Logits(logits))
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> anyhow::Result<()> {
+        let vocabulary = self.shape().vocabulary;
+        match tokens.iter().find(|&&t| t as usize >= vocabulary) {
+            Some(token) => anyhow::bail!("token {token} is not in the vocabulary of {vocabulary}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! A GGUF file opened for reading: typed metadata, tensors with checked shapes.
+//!
+//! The container format is candle's; what is added here is that every answer is checked and
+//! every refusal says what was found and what was wanted.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+
+use super::ModelError;
+
+/// An open GGUF file.
+pub struct Gguf {
+    path: PathBuf,
+    content: Content,
+    reader: BufReader<File>,
+}
+
+impl Gguf {
+    /// Reads the header and checks that every tensor lies inside the file.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let unreadable = |why: String| ModelError::Gguf {
+            path: path.to_path_buf(),
+            why,
+        };
+        let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
+        let file_bytes = file.metadata().map_err(|e| unreadable(e.to_string()))?.len();
+        let mut reader = BufReader::new(file);
+        let content = Content::read(&mut reader).map_err(|e| {
+            unreadable(format!(
+                "{e}: the file is truncated, damaged, or of a format that this build does not know"
+            ))
+        })?;
+        for (name, info) in &content.tensor_infos {
+            let elements = (info.shape.dims().iter())
+                .try_fold(1u64, |n, &d| n.checked_mul(d as u64))
+                .filter(|n| n.is_multiple_of(info.ggml_dtype.block_size() as u64));
+            let end = elements.and_then(|n| {
+                (n / info.ggml_dtype.block_size() as u64)
+                    .checked_mul(info.ggml_dtype.type_size() as u64)?
+                    .checked_add(info.offset)?
+                    .checked_add(content.tensor_data_offset)
+            });
+            if end.is_none_or(|end| end > file_bytes) {
+                return Err(unreadable(format!(
+                    "tensor {name} of shape {:?} ends behind the end of the file ({file_bytes} \
+                     bytes): the file is truncated or damaged, fetch it again",
+                    info.shape.dims()
+                )));
+            }
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            content,
+            reader,
+        })
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// An error about this file.
+    pub fn error(&self, why: impl Into<String>) -> ModelError {
+        ModelError::Gguf {
+            path: self.path.clone(),
+            why: why.into(),
+        }
+    }
+
+    fn value(&self, key: &str) -> Result<&Value, ModelError> {
+        (self.content.metadata.get(key)).ok_or_else(|| self.error(format!("no metadata {key}")))
+    }
+
+    /// Whether the metadata has `key`.
+    pub fn has(&self, key: &str) -> bool {
+        self.content.metadata.contains_key(key)
+    }
+
+    /// A text.
+    pub fn text(&self, key: &str) -> Result<&str, ModelError> {
+        match self.value(key)? {
+            Value::String(text) => Ok(text),
+            other => Err(self.error(format!("metadata {key} is {:?}, wanted text", other.value_type()))),
+        }
+    }
+
+    /// A non-negative integer.
+    pub fn unsigned(&self, key: &str) -> Result<u64, ModelError> {
+        let signed = |v: i64| u64::try_from(v).ok();
+        let number = match self.value(key)? {
+            Value::U8(v) => Some(u64::from(*v)),
+            Value::U16(v) => Some(u64::from(*v)),
+            Value::U32(v) => Some(u64::from(*v)),
+            Value::U64(v) => Some(*v),
+            Value::I8(v) => signed(i64::from(*v)),
+            Value::I16(v) => signed(i64::from(*v)),
+            Value::I32(v) => signed(i64::from(*v)),
+            Value::I64(v) => signed(*v),
+            _ => None,
+        };
+        number.ok_or_else(|| self.error(format!("metadata {key} is not a count")))
+    }
+
+    /// A float.
+    pub fn float(&self, key: &str) -> Result<f32, ModelError> {
+        match self.value(key)? {
+            Value::F32(v) => Ok(*v),
+            Value::F64(v) => Ok(*v as f32),
+            _ => Err(self.error(format!("metadata {key} is not a float"))),
+        }
+    }
+
+    /// A flag; absent means `default`.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        match self.content.metadata.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(v)) => Ok(*v),
+            Some(_) => Err(self.error(format!("metadata {key} is not true or false"))),
+        }
+    }
+
+    /// A list of texts.
+    pub fn texts(&self, key: &str) -> Result<Vec<&str>, ModelError> {
+        let Value::Array(values) = self.value(key)? else {
+            return Err(self.error(format!("metadata {key} is not a list")));
+        };
+        (values.iter())
+            .map(|v| match v {
+                Value::String(text) => Ok(text.as_str()),
+                _ => Err(self.error(format!("metadata {key} holds something other than text"))),
+            })
+            .collect()
+    }
+
+    /// A list of small integers.
+    pub fn integers(&self, key: &str) -> Result<Vec<i64>, ModelError> {
+        let Value::Array(values) = self.value(key)? else {
+            return Err(self.error(format!("metadata {key} is not a list")));
+        };
+        (values.iter())
+            .map(|v| match v {
+                Value::I32(v) => Ok(i64::from(*v)),
+                Value::U32(v) => Ok(i64::from(*v)),
+                Value::U8(v) => Ok(i64::from(*v)),
+                _ => Err(self.error(format!("metadata {key} holds something other than integers"))),
+            })
+            .collect()
+    }
+
+    /// Whether the file holds a tensor of that name.
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.content.tensor_infos.contains_key(name)
+    }
+
+    /// Element format of every matrix in the file, without repetition, sorted by name.
+    pub fn matrix_formats(&self) -> Vec<GgmlDType> {
+        let mut formats: Vec<GgmlDType> = (self.content.tensor_infos.values())
+            .filter(|info| info.shape.rank() == 2)
+            .map(|info| info.ggml_dtype)
+            .collect();
+        formats.sort_by_key(|f| format!("{f:?}"));
+        formats.dedup();
+        formats
+    }
+
+    /// A tensor of exactly the given shape.
+    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
+        let Some(info) = self.content.tensor_infos.get(name) else {
+            return Err(self.error(format!("no tensor {name}")));
+        };
+        if info.shape.dims() != shape {
+            return Err(self.error(format!(
+                "tensor {name} has shape {:?}, its metadata ask for {shape:?}",
+                info.shape.dims()
+            )));
+        }
+        let read = (self.content).tensor(&mut self.reader, name, &Device::Cpu);
+        read.map_err(|e| self.error(format!("tensor {name}: {e}")))
+    }
+
+    /// A float vector of the given length.
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.tensor(name, &[len])?;
+        (tensor.dequantize(&Device::Cpu))
+            .and_then(|t| t.to_vec1::<f32>())
+            .map_err(|e| self.error(format!("tensor {name}: {e}")))
+    }
+}

@@ -1,0 +1,52 @@
+//! The engine: where a model comes from, its tokenizer, its decoder and the KV cache.
+//!
+//! Knows no network. A [`kv_cache::KvCache`] belongs to a sequence, never to the engine, so
+//! several sequences can be alive and a cache can arrive from another machine.
+
+pub mod attention;
+pub mod cache_pool;
+pub mod decoder;
+pub mod engine;
+pub mod gguf;
+mod kernels;
+pub mod kv_cache;
+pub mod logits;
+mod parallel;
+pub mod shape;
+pub mod source;
+pub mod tokenizer;
+pub mod weights;
+
+use std::path::PathBuf;
+
+/// Why a model cannot be loaded or used.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file cannot be read or holds something that this build does not run.
+    #[error("model {}: {why}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was wanted.
+        why: String,
+    },
+    /// A text cannot be turned into tokens.
+    #[error("text cannot be tokenized: {0}")]
+    Tokenize(String),
+    /// The model's own chat template fails.
+    #[error("the model's chat template fails: {0}")]
+    ChatTemplate(String),
+    /// A prompt does not fit the model's context.
+    #[error(
+        "{prompt_tokens} prompt tokens and {output_tokens} output tokens do not fit the model's \
+         context of {context_tokens}: shorten the prompt or ask for fewer tokens"
+    )]
+    TooLong {
+        /// Prompt length.
+        prompt_tokens: usize,
+        /// Tokens asked for.
+        output_tokens: usize,
+        /// The model's limit.
+        context_tokens: usize,
+    },
+}

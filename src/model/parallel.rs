@@ -1,0 +1,90 @@
+//! Row-parallel loops over candle's own barrier pool.
+//!
+//! Candle's quantized matmuls run on that pool and its workers spin between calls; a second pool
+//! (rayon) would fight them for the same cores. What is computed for a row never depends on how
+//! rows are spread over threads, so results do not depend on the thread count.
+#![expect(
+    unsafe_code,
+    reason = "rows of one buffer are written by several threads"
+)]
+
+use std::ops::Range;
+
+/// Calls `body(rows, slice)` for disjoint runs of rows that together cover `out`;
+/// `slice` holds those rows, `row_len` elements each.
+pub fn for_rows<T: Send>(
+    out: &mut [T],
+    row_len: usize,
+    body: impl Fn(Range<usize>, &mut [T]) + Sync,
+) {
+    let mut nothing: [(); 0] = [];
+    for_rows_of_two(out, row_len, &mut nothing, 0, |rows, a, _| body(rows, a));
+}
+
+/// As [`for_rows`], over two buffers of the same number of rows.
+///
+/// The number of rows is `a.len() / a_row_len`; `b_row_len` may be zero for an empty `b`.
+pub fn for_rows_of_two<A: Send, B: Send>(
+    a: &mut [A],
+    a_row_len: usize,
+    b: &mut [B],
+    b_row_len: usize,
+    body: impl Fn(Range<usize>, &mut [A], &mut [B]) + Sync,
+) {
+    let n_rows = a.len() / a_row_len;
+    assert_eq!(a.len(), n_rows * a_row_len, "whole rows of the first buffer");
+    assert_eq!(b.len(), n_rows * b_row_len, "as many rows in the second");
+    if n_rows == 1 {
+        // Waking the pool costs more than one row.
+        body(0..1, a, b);
+        return;
+    }
+    let (a_start, b_start) = (SendPtr(a.as_mut_ptr()), SendPtr(b.as_mut_ptr()));
+    candle_core::utils::barrier_pool().execute_chunked(n_rows, |rows| {
+        // SAFETY: `execute_chunked` hands out every row once, so these slices are disjoint; they
+        // lie inside `a` and `b` by the assertions above; and it returns before `a` and `b` are
+        // used again.
+        let (a, b) = unsafe {
+            (
+                a_start.slice(rows.start * a_row_len, rows.len() * a_row_len),
+                b_start.slice(rows.start * b_row_len, rows.len() * b_row_len),
+            )
+        };
+        body(rows, a, b);
+    });
+}
+
+/// A pointer that may cross threads because each uses a part of its own.
+struct SendPtr<T>(*mut T);
+
+// SAFETY: see `for_rows_of_two`, its only user.
+unsafe impl<T: Send> Sync for SendPtr<T> {}
+
+impl<T> SendPtr<T> {
+    /// SAFETY: `offset..offset + len` is inside the buffer and no other thread uses it.
+    unsafe fn slice<'a>(&self, offset: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(offset), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_visited_once_with_its_own_slices() {
+        let mut a = vec![0u32; 100 * 3];
+        let mut b = vec![0u64; 100 * 2];
+        for_rows_of_two(&mut a, 3, &mut b, 2, |rows, a, b| {
+            for (i, row) in rows.enumerate() {
+                a[i * 3..][..3].iter_mut().for_each(|x| *x += row as u32);
+                b[i * 2..][..2].iter_mut().for_each(|x| *x += row as u64);
+            }
+        });
+        for row in 0..100 {
+            assert!(a[row * 3..][..3].iter().all(|&x| x == row as u32));
+            assert!(b[row * 2..][..2].iter().all(|&x| x == row as u64));
+        }
+    }
+}

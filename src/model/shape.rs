@@ -1,0 +1,127 @@
+//! The numbers that describe a Llama-family decoder, read from GGUF metadata and checked.
+
+use serde::{Deserialize, Serialize};
+
+use super::ModelError;
+use super::attention::AttentionShape;
+use super::gguf::Gguf;
+use super::kv_cache::{KvDtype, KvLayout};
+
+/// Architectures that the decoder implements.
+pub const ARCHITECTURES: &[&str] = &["llama"];
+
+/// Upper bound for every count in a file: far above any real model, and low enough that no
+/// product of three of them overflows.
+const MAX_COUNT: u64 = 1 << 20;
+
+/// Sizes and constants of a decoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelShape {
+    /// Name in the file.
+    pub name: String,
+    /// Decoder layers.
+    pub n_layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width of the feed-forward part.
+    pub feed_forward: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// K/V heads.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Entries of the vocabulary.
+    pub vocabulary: usize,
+    /// The most tokens a sequence may have.
+    pub context_tokens: usize,
+    /// Base of the rotary angles.
+    pub rope_base: f32,
+    /// Epsilon of the RMS norms.
+    pub norm_eps: f32,
+}
+
+impl ModelShape {
+    /// Reads and checks the shape of a GGUF file.
+    pub fn read(gguf: &Gguf) -> Result<Self, ModelError> {
+        let architecture = gguf.text("general.architecture")?;
+        if !ARCHITECTURES.contains(&architecture) {
+            return Err(gguf.error(format!(
+                "architecture {architecture} is not supported, these are: {}",
+                ARCHITECTURES.join(", ")
+            )));
+        }
+        let key = |suffix: &str| format!("{architecture}.{suffix}");
+        let count = |suffix: &str| {
+            let value = gguf.unsigned(&key(suffix))?;
+            if value == 0 || value > MAX_COUNT {
+                return Err(gguf.error(format!(
+                    "metadata {} is {value}, wanted 1 to {MAX_COUNT}",
+                    key(suffix)
+                )));
+            }
+            Ok(value as usize)
+        };
+        let count_or = |suffix: &str, default: usize| match gguf.has(&key(suffix)) {
+            true => count(suffix),
+            false => Ok(default),
+        };
+        let hidden = count("embedding_length")?;
+        let n_heads = count("attention.head_count")?;
+        let n_kv_heads = count_or("attention.head_count_kv", n_heads)?;
+        let head_dim = count_or("attention.key_length", hidden / n_heads)?;
+        let rope_dim = count_or("rope.dimension_count", head_dim)?;
+        if gguf.has(&key("rope.scaling.type")) && gguf.text(&key("rope.scaling.type"))? != "none"
+            || gguf.has_tensor("rope_freqs.weight")
+        {
+            return Err(gguf.error("scaled rotary positions are not supported yet"));
+        }
+        let problem = if !n_heads.is_multiple_of(n_kv_heads) {
+            Some(format!("{n_heads} query heads cannot share {n_kv_heads} K/V heads"))
+        } else if head_dim == 0 || !head_dim.is_multiple_of(2) || rope_dim != head_dim {
+            Some(format!(
+                "head width {head_dim} with rotary width {rope_dim}: wanted equal and even"
+            ))
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(gguf.error(problem));
+        }
+        Ok(Self {
+            name: gguf.text("general.name").unwrap_or("unnamed").to_string(),
+            n_layers: count("block_count")?,
+            hidden,
+            feed_forward: count("feed_forward_length")?,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            vocabulary: gguf.texts("tokenizer.ggml.tokens")?.len(),
+            context_tokens: count("context_length")?,
+            rope_base: match gguf.has(&key("rope.freq_base")) {
+                true => gguf.float(&key("rope.freq_base"))?,
+                false => 10_000.0,
+            },
+            norm_eps: gguf.float(&key("attention.layer_norm_rms_epsilon"))?,
+        })
+    }
+
+    /// Head counts and widths for attention.
+    pub fn attention(&self) -> AttentionShape {
+        AttentionShape {
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
+
+    /// Layout of a cache for this model.
+    pub fn kv_layout(&self, dtype: KvDtype) -> KvLayout {
+        KvLayout {
+            n_layers: self.n_layers,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            dtype,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The two roles: joins the engine and the wire.
+//!
+//! `compute` owns the thread that runs the model, `generation` says what a request does on it,
+//! `prefill` and `decode` are the two ends of a request. Nothing here prints or writes files.
+
+pub mod compute;
+pub mod decode;
+pub mod generation;
+pub mod prefill;
+
+use crate::environment::Environment;
+use crate::model::engine::Engine;
+use crate::model::kv_cache::KvDtype;
+use crate::wire::message::{
+    BuildIdentity, CacheLayout, Introduction, LayerLayout, Limits, ModelIdentity, NodeIdentity,
+};
+use crate::wire::{self, MAX_PIECE_BYTES};
+
+/// Share of the machine's memory that caches may take: the rest is for weights and the system.
+const CACHE_SHARE_OF_MEMORY: u64 = 2;
+
+/// Bytes of cache where the machine does not tell its memory.
+const CACHE_BYTES_WITHOUT_KNOWLEDGE: u64 = 4 << 30;
+
+/// Bytes that the caches of a node may take together.
+pub fn cache_limit_bytes(environment: &Environment) -> usize {
+    let host = &environment.host;
+    let memory = host.memory_limit_bytes.or(host.memory_bytes);
+    let limit = memory.map_or(CACHE_BYTES_WITHOUT_KNOWLEDGE, |m| m / CACHE_SHARE_OF_MEMORY);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// What a node says of itself in the handshake.
+pub fn introduction(engine: &Engine, environment: &Environment) -> anyhow::Result<Introduction> {
+    let shape = engine.shape();
+    let layer = LayerLayout {
+        n_kv_heads: shape.n_kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        window: None,
+    };
+    Ok(Introduction {
+        build: BuildIdentity {
+            tool_version: environment.build.tool_version.clone(),
+            git_revision: environment.build.git_revision.clone(),
+            target: environment.build.target.clone(),
+            instruction_set: environment.processor.instruction_set.clone(),
+            threads: environment.threads,
+        },
+        node: NodeIdentity {
+            host: environment.host.hostname.clone(),
+            machine: environment.host.machine_id.clone(),
+        },
+        model: Some(ModelIdentity {
+            name: engine.identity.name.clone(),
+            weights: engine.identity.weights.clone(),
+            fingerprint: engine.identity.fingerprint(),
+        }),
+        layout: Some(CacheLayout::new(vec![layer; shape.n_layers])),
+        limits: Limits {
+            max_tokens: u32::try_from(shape.context_tokens).unwrap_or(u32::MAX),
+            max_piece_bytes: MAX_PIECE_BYTES,
+            max_cache_bytes: cache_limit_bytes(environment) as u64,
+        },
+        environment: serde_json::to_value(environment)?,
+    })
+}
+
+impl From<KvDtype> for wire::message::KvDtype {
+    fn from(dtype: KvDtype) -> Self {
+        match dtype {
+            KvDtype::F32 => Self::F32,
+            KvDtype::F16 => Self::F16,
+        }
+    }
+}
+
+/// The engine's element type for one on the wire; none for those it does not compute with.
+pub fn engine_dtype(dtype: wire::message::KvDtype) -> Option<KvDtype> {
+    match dtype {
+        wire::message::KvDtype::F32 => Some(KvDtype::F32),
+        wire::message::KvDtype::F16 => Some(KvDtype::F16),
+        wire::message::KvDtype::Bf16 => None,
+    }
+}

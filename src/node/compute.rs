@@ -1,0 +1,62 @@
+//! The thread that runs the model: one job at a time, never on the network's thread.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+
+use anyhow::Context;
+
+use crate::model::engine::Engine;
+
+type Job = Box<dyn FnOnce(&Engine) + Send>;
+
+/// Hands jobs to the compute thread, which ends with the last handle.
+#[derive(Clone)]
+pub struct Compute {
+    engine: Arc<Engine>,
+    jobs: mpsc::Sender<Job>,
+    waiting: Arc<AtomicU32>,
+}
+
+impl Compute {
+    /// Starts the thread.
+    pub fn start(engine: Arc<Engine>) -> anyhow::Result<Self> {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let waiting = Arc::new(AtomicU32::new(0));
+        let (model, left) = (Arc::clone(&engine), Arc::clone(&waiting));
+        std::thread::Builder::new()
+            .name("compute".into())
+            .spawn(move || {
+                for job in inbox {
+                    // A job that panics drops its channel, which its owner sees as a failure;
+                    // the thread must live on for the others.
+                    let _ = std::panic::catch_unwind(AssertUnwindSafe(|| job(&model)));
+                    left.fetch_sub(1, Ordering::Relaxed);
+                }
+            })
+            .context("cannot start the compute thread")?;
+        Ok(Self {
+            engine,
+            jobs,
+            waiting,
+        })
+    }
+
+    /// The model, for what needs no compute.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Jobs submitted and not finished.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Queues a job behind those already there.
+    pub fn submit(&self, job: impl FnOnce(&Engine) + Send + 'static) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        // The receiver lives as long as the thread, and that as long as this sender.
+        let _ = self.jobs.send(Box::new(job));
+    }
+}

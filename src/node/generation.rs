@@ -1,0 +1,158 @@
+//! What a request does on the compute thread, the same in every arm: prefill, then steps, with
+//! an event for everything and a proof of every token taken after the token has left.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::metrics::{Event, EventName, Finish, Node, StepProof};
+use crate::model::decoder::LayerDone;
+use crate::model::engine::Engine;
+use crate::model::kv_cache::{KvCache, KvDtype};
+use crate::model::logits::Logits;
+
+/// A request with all its settings.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Prompt token ids.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate, the first included.
+    pub output_tokens: u32,
+    /// Whether to go on behind the end-of-sequence token.
+    pub ignore_eos: bool,
+    /// Element type of the cache.
+    pub kv_dtype: KvDtype,
+    /// Prefill chunk; `None` for the whole prompt at once.
+    pub chunk_tokens: Option<u32>,
+}
+
+impl Request {
+    /// Tokens that the cache must hold: the last token generated is never fed back.
+    pub fn cache_tokens(&self) -> usize {
+        self.prompt.len() + self.output_tokens as usize - 1
+    }
+
+    /// Whether `token` ends this request.
+    pub fn ends_with(&self, token: u32, engine: &Engine) -> bool {
+        !self.ignore_eos && engine.tokenizer.eos() == Some(token)
+    }
+}
+
+/// Reads one node's clock, from when the node learned of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    node: Node,
+    zero: Instant,
+}
+
+impl Clock {
+    /// Starts at zero now.
+    pub fn start(node: Node) -> Self {
+        Self {
+            node,
+            zero: Instant::now(),
+        }
+    }
+
+    /// An event of this node, now.
+    pub fn event(&self, name: EventName) -> Event {
+        Event {
+            node: self.node,
+            clock: self.node,
+            name,
+            layer: None,
+            chunk: None,
+            token_start: None,
+            stream: None,
+            t_ns: u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// An event that belongs to the token or step `index`.
+    pub fn indexed(&self, name: EventName, index: u32) -> Event {
+        Event {
+            chunk: Some(index),
+            ..self.event(name)
+        }
+    }
+}
+
+/// What compute tells while it runs.
+#[derive(Debug)]
+pub enum Emission {
+    /// Something happened.
+    Event(Event),
+    /// A layer's K and V of a chunk are in the cache.
+    LayerDone(LayerDone),
+    /// A token was chosen.
+    Token {
+        /// Position in the answer.
+        index: u32,
+        /// Id.
+        token: u32,
+    },
+    /// Of the logits of the token before.
+    Proof(StepProof),
+}
+
+/// Prefills the cache and chooses the first token.
+pub fn prefill(
+    engine: &Engine,
+    request: &Request,
+    cache: &KvCache,
+    clock: Clock,
+    emit: &mut dyn FnMut(Emission),
+) -> anyhow::Result<u32> {
+    emit(Emission::Event(clock.event(EventName::PrefillStart)));
+    let chunk = request.chunk_tokens.map(|n| n as usize);
+    let logits = engine.prefill(&request.prompt, chunk, cache, |done| {
+        emit(Emission::Event(Event {
+            layer: Some(done.layer as u32),
+            token_start: Some(done.tokens.start as u32),
+            ..clock.indexed(EventName::LayerDone, done.chunk as u32)
+        }));
+        emit(Emission::LayerDone(done));
+    })?;
+    emit(Emission::Event(clock.event(EventName::PrefillEnd)));
+    Ok(choose(&logits, 0, emit))
+}
+
+/// Generates what comes after `first_token`. `cancelled` is looked at between steps.
+pub fn decode(
+    engine: &Engine,
+    request: &Request,
+    cache: &KvCache,
+    first_token: u32,
+    clock: Clock,
+    cancelled: &AtomicBool,
+    emit: &mut dyn FnMut(Emission),
+) -> anyhow::Result<Finish> {
+    let mut token = first_token;
+    for index in 1..request.output_tokens {
+        if request.ends_with(token, engine) {
+            return Ok(Finish::EndOfSequence);
+        }
+        anyhow::ensure!(!cancelled.load(Ordering::Relaxed), "the request was cancelled");
+        emit(Emission::Event(clock.indexed(EventName::StepStart, index)));
+        let logits = engine.step(token, cache)?;
+        emit(Emission::Event(clock.indexed(EventName::StepEnd, index)));
+        token = choose(&logits, index, emit);
+    }
+    match request.ends_with(token, engine) {
+        true => Ok(Finish::EndOfSequence),
+        false => Ok(Finish::Length),
+    }
+}
+
+/// Chooses greedily and lets the token go before its proof is taken.
+fn choose(logits: &Logits, index: u32, emit: &mut dyn FnMut(Emission)) -> u32 {
+    let token = logits.argmax();
+    emit(Emission::Token { index, token });
+    let started = Instant::now();
+    let (digest, top) = (logits.digest(), logits.top());
+    emit(Emission::Proof(StepProof {
+        digest,
+        top,
+        proof_ns: started.elapsed().as_nanos() as u64,
+    }));
+    token
+}

@@ -1,0 +1,20 @@
+//! Version 1 of the wire between a prefill node and a decode node.
+//!
+//! `frame` and `message` say what the bytes mean and do no IO; `connection` moves frames over
+//! any byte stream; `auth` and `handshake` settle who talks to whom; `socket` opens the TCP
+//! streams and reads back what the kernel made of them. This module knows no tensors, no
+//! caches and no other module of the crate: what a piece is for is `node`'s business.
+
+pub mod auth;
+pub mod connection;
+pub mod error;
+pub mod frame;
+pub mod handshake;
+pub mod message;
+pub mod socket;
+
+pub use auth::Token;
+pub use connection::{FrameReader, FrameWriter, WireBytes};
+pub use error::WireError;
+pub use frame::{Header, Kind, MAX_PIECE_BYTES, PieceHeader, WIRE_VERSION};
+pub use handshake::{Session, initiate, respond};
