@@ -1,2 +1,57 @@
-//! disagg-bench
+//! Should I split LLM prefill and decode across my two machines?
+//!
+//! # The way of a request
+//!
+//! ```text
+//! cli, config → cmd → preparation (model, prompts) → experiment
+//!   prefill node                                   decode node
+//!   prefill, layer by layer
+//!     └ K and V of each layer → pieces ──────────▶ straight into the request's cache
+//!   first token                                    verify, acknowledge
+//!   ◀── token, token, token … ──────────────────── decode steps
+//!   samples of both nodes → metrics → stats → check, verdict → report
+//! ```
+//!
+//! # Modules
+//!
+//! - [`cli`], [`config`]: what can be said, and what it amounts to with its origins.
+//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`terminal`] serve them.
+//! - [`workload`]: prompts.
+//! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
+//! - [`wire`]: frames, messages, handshake, sockets.
+//! - [`node`]: the two roles of a request.
+//! - [`experiment`]: the measuring loop. [`check`]: whether the arms agree.
+//! - [`metrics`]: the record and what derives from it. [`stats`]: statistics.
+//! - [`environment`]: where it ran.
+//! - [`verdict`], [`report`]: what it means, in a line, in tables, in charts.
+//! - [`failure`]: exit codes.
+//!
+//! # Dependency rule
+//!
+//! `model` knows no network. `wire` knows no candle. `report` knows only the record and what
+//! derives from it. `node` joins model and wire. Only `cmd` and what serves it see everything.
+//!
+//! # Unsafe code
+//!
+//! Denied, but for: `model::kv_cache` (disjoint ranges of one buffer), `model::parallel` (rows of
+//! one buffer on several threads), `model::attention` (gemm takes pointers), `wire::socket`
+//! (`getsockopt`), and one call in `main` (environment variables before threads exist).
+
+pub mod check;
+pub mod cli;
+pub mod cmd;
+pub mod config;
+pub mod environment;
+pub mod experiment;
+pub mod failure;
+pub mod local_peer;
+pub mod metrics;
 pub mod model;
+pub mod node;
+pub mod preparation;
+pub mod report;
+pub mod stats;
+pub mod terminal;
+pub mod verdict;
+pub mod wire;
+pub mod workload;

@@ -66,7 +66,8 @@ impl Figures {
             return figures;
         }
         let at = |clock: Node, name: EventName| -> Option<u64> {
-            (sample.events.iter()).find_map(|e| (e.clock == clock && e.name == name).then_some(e.t_ns))
+            (sample.events.iter())
+                .find_map(|e| (e.clock == clock && e.name == name).then_some(e.t_ns))
         };
         let user = |name| at(Node::Prefill, name);
         let start = user(EventName::RequestStart);
@@ -78,7 +79,10 @@ impl Figures {
         figures.ttft_ns = since_start(tokens.first().copied());
         figures.ttst_ns = since_start(tokens.get(1).copied());
         figures.e2e_ns = since_start(tokens.last().copied());
-        figures.itl_ns = tokens.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
+        figures.itl_ns = tokens
+            .windows(2)
+            .map(|w| w[1].saturating_sub(w[0]))
+            .collect();
         if let (Some(e2e), Some(ttft)) = (figures.e2e_ns, figures.ttft_ns) {
             figures.tpot_ns =
                 (tokens.len() > 1).then(|| (e2e - ttft) as f64 / (tokens.len() - 1) as f64);
@@ -92,7 +96,11 @@ impl Figures {
         figures.prefill_ns = prefill_end
             .zip(at(prefill_clock, EventName::PrefillStart))
             .map(|(end, start)| end.saturating_sub(start));
-        let steps = intervals(sample.events.iter(), EventName::StepStart, EventName::StepEnd);
+        let steps = intervals(
+            sample.events.iter(),
+            EventName::StepStart,
+            EventName::StepEnd,
+        );
         if !steps.is_empty() {
             figures.decode_ns = Some(steps.iter().map(|(s, e)| e - s).sum());
         }
@@ -127,13 +135,17 @@ impl Figures {
         };
         let way_back = min_round_trip_ns.unwrap_or(0) / 2;
         let busy = union_ns(pieces);
-        let exposed = last_ack.saturating_sub(prefill_end).saturating_sub(way_back);
+        let exposed = last_ack
+            .saturating_sub(prefill_end)
+            .saturating_sub(way_back);
         self.wire_busy_ns = Some(busy);
         self.send_ns = Some(union_ns(sends));
         self.exposed_transfer_ns = Some(exposed);
         self.hidden_transfer_ns = Some(busy.saturating_sub(exposed));
         self.effective_gbps = gbps(sample.wire_payload_bytes, busy);
-        self.kv_demand_gbps = self.prefill_ns.and_then(|ns| gbps(sample.wire_payload_bytes, ns));
+        self.kv_demand_gbps = self
+            .prefill_ns
+            .and_then(|ns| gbps(sample.wire_payload_bytes, ns));
         self.transfer_overhead_pct = self.e2e_ns.and_then(|e2e| percent(exposed, e2e));
         self.wire_busy_pct = self.e2e_ns.and_then(|e2e| percent(busy, e2e));
         self.notebook_pipeline_pct = self.prefill_ns.and_then(|p| percent(busy, p + busy));
@@ -142,9 +154,12 @@ impl Figures {
             .find(|e| e.clock == Node::Decode && e.name == EventName::CacheComplete);
         self.handoff_ns = (complete.zip(steps.first()))
             .map(|(complete, (start, _))| start.saturating_sub(complete.t_ns));
-        if let (Some(ttst), Some(ttft), Some(handoff), Some(step)) =
-            (self.ttst_ns, self.ttft_ns, self.handoff_ns, self.first_step_ns)
-        {
+        if let (Some(ttst), Some(ttft), Some(handoff), Some(step)) = (
+            self.ttst_ns,
+            self.ttft_ns,
+            self.handoff_ns,
+            self.first_step_ns,
+        ) {
             self.residual_ns =
                 Some(ttst as i64 - ttft as i64 - exposed as i64 - handoff as i64 - step as i64);
         }

@@ -163,8 +163,13 @@ impl Summary {
 }
 
 impl SummaryCase {
-    fn of(case: &Case, round_trip: Option<u64>) -> Self {
-        let measured = || case.samples.iter().filter(|s| !s.warmup && s.error.is_none());
+    /// Derives the figures of one case.
+    pub fn of(case: &Case, round_trip: Option<u64>) -> Self {
+        let measured = || {
+            case.samples
+                .iter()
+                .filter(|s| !s.warmup && s.error.is_none())
+        };
         let mut ways: Vec<_> = measured().map(way).collect();
         ways.sort();
         ways.dedup();
@@ -178,7 +183,11 @@ impl SummaryCase {
             output_tokens: case.output_tokens,
             kv_bytes: case.kv_bytes,
             outputs: case.check.as_ref().map(|c| c.outputs),
-            errors: case.samples.iter().filter_map(|s| s.error.clone()).collect(),
+            errors: case
+                .samples
+                .iter()
+                .filter_map(|s| s.error.clone())
+                .collect(),
             arms: arms.collect(),
         }
     }

@@ -333,9 +333,8 @@ fn attend_blocks(
             let block = position / QUERY_BLOCK - first_block;
             let low = (position / QUERY_BLOCK * QUERY_BLOCK).max(start);
             for kv_head in 0..shape.n_kv_heads {
-                let source = block * block_width
-                    + kv_head * head_block
-                    + (position - low) * group * dim;
+                let source =
+                    block * block_width + kv_head * head_block + (position - low) * group * dim;
                 out[kv_head * group * dim..][..group * dim]
                     .copy_from_slice(&results[source..][..group * dim]);
             }
@@ -425,7 +424,8 @@ fn matmul(
     (a, a_row, a_col): (&[f32], usize, usize),
     (b, b_row, b_col): (&[f32], usize, usize),
 ) {
-    let last = |rows: usize, row: usize, cols: usize, col: usize| (rows - 1) * row + (cols - 1) * col;
+    let last =
+        |rows: usize, row: usize, cols: usize, col: usize| (rows - 1) * row + (cols - 1) * col;
     assert!(last(m, out_row, n, 1) < out.len(), "out holds (m, n)");
     assert!(last(m, a_row, k, a_col) < a.len(), "a holds (m, k)");
     assert!(last(k, b_row, n, b_col) < b.len(), "b holds (k, n)");
@@ -471,7 +471,9 @@ mod tests {
         let mut state = seed;
         (0..n)
             .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
                 (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
             })
             .collect()
@@ -556,7 +558,10 @@ mod tests {
             let got = run(&chunks, dtype);
             for (i, (g, w)) in got.iter().zip(&want).enumerate() {
                 let error = (f64::from(*g) - w).abs();
-                assert!(error < tolerance, "{chunks:?} {dtype}: element {i}: {g} {w}");
+                assert!(
+                    error < tolerance,
+                    "{chunks:?} {dtype}: element {i}: {g} {w}"
+                );
             }
         }
     }

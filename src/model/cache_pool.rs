@@ -69,7 +69,8 @@ impl CachePool {
         let cache = match state.free.iter().position(fits) {
             Some(i) => state.free.swap_remove(i),
             None => {
-                let free_bytes = |s: &State| s.free.iter().map(KvCache::memory_bytes).sum::<usize>();
+                let free_bytes =
+                    |s: &State| s.free.iter().map(KvCache::memory_bytes).sum::<usize>();
                 while state.in_use_bytes + free_bytes(&state) + bytes > self.limit_bytes {
                     state.free.pop();
                 }

@@ -100,7 +100,12 @@ impl Decoder {
         }
         let vocabulary = |name: &str| [(name.to_string(), shape.vocabulary)];
         let output = match gguf.has_tensor("output.weight") {
-            true => Some(Matrix::load(gguf, format, &vocabulary("output.weight"), hidden)?),
+            true => Some(Matrix::load(
+                gguf,
+                format,
+                &vocabulary("output.weight"),
+                hidden,
+            )?),
             false => None,
         };
         Ok(Self {
@@ -120,9 +125,10 @@ impl Decoder {
 
     /// Bytes of all matrices as loaded, without candle's packed copies.
     pub fn weight_bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|l| {
-            [&l.qkv, &l.attention_out, &l.gate_up, &l.down].map(Matrix::bytes)
-        });
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| [&l.qkv, &l.attention_out, &l.gate_up, &l.down].map(Matrix::bytes));
         layers.sum::<usize>()
             + self.embedding.bytes()
             + self.output.as_ref().map_or(0, Matrix::bytes)

@@ -77,7 +77,11 @@ impl Engine {
     }
 
     /// Whether a prompt and its answer fit the context.
-    pub fn check_length(&self, prompt_tokens: usize, output_tokens: usize) -> Result<(), ModelError> {
+    pub fn check_length(
+        &self,
+        prompt_tokens: usize,
+        output_tokens: usize,
+    ) -> Result<(), ModelError> {
         let context_tokens = self.shape().context_tokens;
         if prompt_tokens.saturating_add(output_tokens) > context_tokens {
             return Err(ModelError::TooLong {
@@ -99,7 +103,10 @@ impl Engine {
         cache: &KvCache,
         mut on_layer: impl FnMut(LayerDone),
     ) -> anyhow::Result<Logits> {
-        anyhow::ensure!(!tokens.is_empty(), "a prompt of no tokens cannot be prefilled");
+        anyhow::ensure!(
+            !tokens.is_empty(),
+            "a prompt of no tokens cannot be prefilled"
+        );
         self.check_tokens(tokens)?;
         let mut logits = Vec::new();
         let mut start = 0;
@@ -107,13 +114,15 @@ impl Engine {
             .chunks(chunk_tokens.unwrap_or(tokens.len()).max(1))
             .enumerate()
         {
-            logits = self.decoder.forward(part, start, cache, &mut |layer, tokens| {
-                on_layer(LayerDone {
-                    layer,
-                    chunk,
-                    tokens,
-                });
-            })?;
+            logits = self
+                .decoder
+                .forward(part, start, cache, &mut |layer, tokens| {
+                    on_layer(LayerDone {
+                        layer,
+                        chunk,
+                        tokens,
+                    });
+                })?;
             start += part.len();
         }
         Ok(Logits(logits))
@@ -123,7 +132,9 @@ impl Engine {
     pub fn step(&self, token: u32, cache: &KvCache) -> anyhow::Result<Logits> {
         self.check_tokens(&[token])?;
         let start = cache.len_tokens();
-        let logits = self.decoder.forward(&[token], start, cache, &mut |_, _| {})?;
+        let logits = self
+            .decoder
+            .forward(&[token], start, cache, &mut |_, _| {})?;
         Ok(Logits(logits))
     }
 

@@ -28,7 +28,10 @@ impl Gguf {
             why,
         };
         let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-        let file_bytes = file.metadata().map_err(|e| unreadable(e.to_string()))?.len();
+        let file_bytes = file
+            .metadata()
+            .map_err(|e| unreadable(e.to_string()))?
+            .len();
         let mut reader = BufReader::new(file);
         let content = Content::read(&mut reader).map_err(|e| {
             unreadable(format!(
@@ -86,7 +89,10 @@ impl Gguf {
     pub fn text(&self, key: &str) -> Result<&str, ModelError> {
         match self.value(key)? {
             Value::String(text) => Ok(text),
-            other => Err(self.error(format!("metadata {key} is {:?}, wanted text", other.value_type()))),
+            other => Err(self.error(format!(
+                "metadata {key} is {:?}, wanted text",
+                other.value_type()
+            ))),
         }
     }
 
@@ -148,7 +154,9 @@ impl Gguf {
                 Value::I32(v) => Ok(i64::from(*v)),
                 Value::U32(v) => Ok(i64::from(*v)),
                 Value::U8(v) => Ok(i64::from(*v)),
-                _ => Err(self.error(format!("metadata {key} holds something other than integers"))),
+                _ => Err(self.error(format!(
+                    "metadata {key} holds something other than integers"
+                ))),
             })
             .collect()
     }

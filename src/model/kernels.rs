@@ -161,12 +161,7 @@ pub fn softmax_step(scores: &mut [f32], max_so_far: &mut f32, sum: &mut f32, acc
 }
 
 #[inline(always)]
-fn softmax_step_inline(
-    scores: &mut [f32],
-    max_so_far: &mut f32,
-    sum: &mut f32,
-    acc: &mut [f32],
-) {
+fn softmax_step_inline(scores: &mut [f32], max_so_far: &mut f32, sum: &mut f32, acc: &mut [f32]) {
     let tile_max = max(scores);
     if tile_max > *max_so_far {
         if *sum > 0.0 {

@@ -399,10 +399,7 @@ mod tests {
         assert!(matches!(cache.read(1, 2..5), Err(KvError::Missing { .. })));
         claim.land();
         assert!(cache.read(1, 2..5).unwrap().iter().all(|&b| b == 7));
-        assert!(matches!(
-            cache.claim(1, 4, 1),
-            Err(KvError::Overlap { .. })
-        ));
+        assert!(matches!(cache.claim(1, 4, 1), Err(KvError::Overlap { .. })));
         assert!(cache.claim(0, 4, 1).is_ok());
     }
 

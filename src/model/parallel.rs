@@ -32,7 +32,11 @@ pub fn for_rows_of_two<A: Send, B: Send>(
     body: impl Fn(Range<usize>, &mut [A], &mut [B]) + Sync,
 ) {
     let n_rows = a.len() / a_row_len;
-    assert_eq!(a.len(), n_rows * a_row_len, "whole rows of the first buffer");
+    assert_eq!(
+        a.len(),
+        n_rows * a_row_len,
+        "whole rows of the first buffer"
+    );
     assert_eq!(b.len(), n_rows * b_row_len, "as many rows in the second");
     if n_rows == 1 {
         // Waking the pool costs more than one row.

@@ -77,7 +77,9 @@ impl ModelShape {
             return Err(gguf.error("scaled rotary positions are not supported yet"));
         }
         let problem = if !n_heads.is_multiple_of(n_kv_heads) {
-            Some(format!("{n_heads} query heads cannot share {n_kv_heads} K/V heads"))
+            Some(format!(
+                "{n_heads} query heads cannot share {n_kv_heads} K/V heads"
+            ))
         } else if head_dim == 0 || !head_dim.is_multiple_of(2) || rope_dim != head_dim {
             Some(format!(
                 "head width {head_dim} with rotary width {rope_dim}: wanted equal and even"

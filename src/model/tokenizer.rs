@@ -110,8 +110,8 @@ impl Tokenizer {
 
     /// Token ids of `text`; special tokens in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = (self.inner.encode(text, false))
-            .map_err(|e| ModelError::Tokenize(e.to_string()))?;
+        let encoding =
+            (self.inner.encode(text, false)).map_err(|e| ModelError::Tokenize(e.to_string()))?;
         Ok(self.bos.iter().chain(encoding.get_ids()).copied().collect())
     }
 
@@ -135,9 +135,13 @@ impl Tokenizer {
             .build()
             .map_err(|e| ModelError::ChatTemplate(e.to_string()))?;
         environment.set_syntax(syntax);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<(), _> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+            Err(minijinja::Error::new(
+                minijinja::ErrorKind::InvalidOperation,
+                message,
+            ))
         });
         let messages: Vec<Value> = (messages.iter())
             .map(|(role, content)| minijinja::context! { role => *role, content => *content })

@@ -111,7 +111,10 @@ impl Matrix {
                 let storage =
                     QStorage::from_data(Cow::Owned(bytes), &Device::Cpu, GgmlDType::Q8_0)?;
                 Ok(Self {
-                    parts: vec![QMatMul::QTensor(Arc::new(QTensor::new(storage, (rows, padded))?))],
+                    parts: vec![QMatMul::QTensor(Arc::new(QTensor::new(
+                        storage,
+                        (rows, padded),
+                    )?))],
                     input_width: padded,
                 })
             }
@@ -142,7 +145,9 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         let size = |m: &QMatMul| match m {
             QMatMul::QTensor(t) => t.storage_size_in_bytes(),
-            QMatMul::Tensor(t) | QMatMul::TensorF16(t) => t.elem_count() * t.dtype().size_in_bytes(),
+            QMatMul::Tensor(t) | QMatMul::TensorF16(t) => {
+                t.elem_count() * t.dtype().size_in_bytes()
+            }
         };
         self.parts.iter().map(size).sum()
     }
@@ -169,7 +174,10 @@ fn append_q8_rows(
     };
     // A block of zero bytes is 32 zeros with scale zero.
     let padding = vec![0u8; row_bytes(padded) - row_bytes(width.next_multiple_of(block))];
-    for row in source.data()?.chunks(row_bytes(width.next_multiple_of(block))) {
+    for row in source
+        .data()?
+        .chunks(row_bytes(width.next_multiple_of(block)))
+    {
         bytes.extend_from_slice(row);
         bytes.extend_from_slice(&padding);
     }

@@ -131,7 +131,10 @@ pub fn decode(
         if request.ends_with(token, engine) {
             return Ok(Finish::EndOfSequence);
         }
-        anyhow::ensure!(!cancelled.load(Ordering::Relaxed), "the request was cancelled");
+        anyhow::ensure!(
+            !cancelled.load(Ordering::Relaxed),
+            "the request was cancelled"
+        );
         emit(Emission::Event(clock.indexed(EventName::StepStart, index)));
         let logits = engine.step(token, cache)?;
         emit(Emission::Event(clock.indexed(EventName::StepEnd, index)));

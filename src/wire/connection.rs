@@ -81,6 +81,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// The byte stream, to ask the system about it; reading from it would lose frames.
+    pub fn inner(&self) -> &R {
+        &self.inner
+    }
+
     /// What has been received whole so far.
     pub fn received(&self) -> WireBytes {
         self.received

@@ -283,11 +283,9 @@ pub struct TokenMessage {
     pub token: u32,
 }
 
-/// One decode step, on the decode node's clock.
+/// What proves one token: of the logits it was chosen from, on the decode node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Duration of the step.
-    pub step_ns: u64,
     /// Digest of the step's raw logits, in hexadecimal.
     pub digest: String,
     /// The best tokens with their logits; what is not finite arrives as NaN.
@@ -299,7 +297,9 @@ pub struct StepRecord {
 
 /// JSON has no NaN and no infinity: they are written as null, and must not make the whole
 /// record of a sick model unreadable.
-pub fn null_logits_as_nan<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<(u32, f32)>, D::Error> {
+pub fn null_logits_as_nan<'de, D: Deserializer<'de>>(
+    input: D,
+) -> Result<Vec<(u32, f32)>, D::Error> {
     let top = Vec::<(u32, Option<f32>)>::deserialize(input)?;
     Ok(top
         .into_iter()

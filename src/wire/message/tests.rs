@@ -67,7 +67,6 @@ fn unknown_keys_are_ignored_and_later_keys_may_be_missing() {
 #[test]
 fn logits_that_are_not_finite_do_not_spoil_the_record() {
     let step = StepRecord {
-        step_ns: 1,
         digest: "00".to_owned(),
         top: vec![(7, f32::NAN), (8, f32::INFINITY), (9, 1.5)],
         digest_ns: 2,

@@ -1,0 +1,237 @@
+//! The command line: what can be said, no logic.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::metrics::Transfer;
+use crate::model::kv_cache::KvDtype;
+use crate::model::weights::WeightsFormat;
+use crate::workload::parse_length;
+
+/// Version and revision, as `--version` prints them.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("DISAGG_GIT_REVISION"),
+    ")"
+);
+
+/// The port that the notebook's decode server listened on.
+pub const DEFAULT_PORT: u16 = 5556;
+
+/// Should I split LLM prefill and decode across my two machines?
+///
+/// Runs the same prompts on one node and split over two (prefill node, KV cache over TCP, decode
+/// node), checks that the answers are the same, and says what the split costs.
+#[derive(Debug, Parser)]
+#[command(name = "disagg-bench", version = VERSION, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  disagg-bench split                         everything on this machine, over loopback
+  disagg-bench serve-decode --listen 0.0.0.0:5556 --token-file token.txt
+  disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
+  disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50
+
+Exit codes: 0 ok, 1 run failed, 2 usage, 3 configuration or model, 4 network or peer,
+5 outputs or checksums differ, 130 interrupted (what was measured is kept)";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the prompts on this node alone
+    Baseline(BaselineArgs),
+    /// Be the decode node: take KV caches, generate, stream tokens back
+    ServeDecode(ServeDecodeArgs),
+    /// Be the prefill node alone: prefill, ship the KV cache, collect the tokens
+    RunPrefill(RunPrefillArgs),
+    /// The experiment: the same prompts on one node and split over two, compared
+    Split(SplitArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct GlobalArgs {
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Read settings from this TOML file (default: ./disagg-bench.toml if it is there)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print every effective setting with its origin and stop
+    #[arg(long, global = true)]
+    pub show_config: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Built-in name (smollm2-135m) or path of a GGUF file
+    #[arg(long, default_value = "smollm2-135m", value_name = "MODEL")]
+    pub model: String,
+    /// What the matrices become at load [default: q8 for a quantised file, else f32]
+    #[arg(long, value_name = "FORMAT")]
+    pub weights: Option<WeightsFormat>,
+    /// Compute threads [default: the cores this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Fetch nothing: the model must be in the cache
+    #[arg(long)]
+    pub offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PromptArgs {
+    /// A prompt; may be given several times [default: four built-in prompts]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompts", "prompt_tokens"])]
+    pub prompt: Vec<String>,
+    /// JSON lines {"prompt": ..., "max_tokens": ...}; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
+    pub prompts: Option<PathBuf>,
+    /// Prompts of exactly these lengths, from text in the public domain
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = parse_length)]
+    pub prompt_tokens: Vec<usize>,
+    /// Tokens to generate for each prompt
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub output_tokens: u32,
+    /// Prompts go to the model as they are, without its chat template
+    #[arg(long)]
+    pub raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RequestArgs {
+    /// Element type of the KV cache, the same in every arm
+    #[arg(long, default_value = "f16", value_name = "DTYPE")]
+    pub kv_dtype: KvDtype,
+    /// Prefill this many tokens at a time [default: the whole prompt]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub chunk_tokens: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Measured requests of each prompt and arm
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub repeats: u32,
+    /// Requests of each prompt and arm before measuring
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub warmup: u32,
+    /// Seed of the order in which arms take turns
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Folder for run.json, summary.json and the report [default: reports/TIME-COMMAND]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// File with the secret that both nodes share (or the variable DISAGG_TOKEN)
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Off loopback, go without a shared token
+    #[arg(long, conflicts_with = "token_file")]
+    pub insecure: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SocketArgs {
+    /// TCP congestion control [default: the system's; reno on loopback]
+    #[arg(long, value_name = "NAME")]
+    pub congestion_control: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct BaselineArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench serve-decode                                   on loopback, port 5556
+  disagg-bench serve-decode --listen 0.0.0.0:5556 --token-file token.txt
+  disagg-bench serve-decode --listen 127.0.0.1:0              prints the port it got")]
+pub struct ServeDecodeArgs {
+    /// Address and port to listen on; port 0 takes a free one and prints it
+    #[arg(long, default_value_t = format!("127.0.0.1:{DEFAULT_PORT}"), value_name = "HOST:PORT")]
+    pub listen: String,
+    #[command(flatten)]
+    pub token: TokenArgs,
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Negative control: damage this layer of every cache after its checksums were verified, to
+    /// see the comparison turn red
+    #[arg(long, value_name = "LAYER")]
+    pub corrupt_layer: Option<usize>,
+    /// Stop when stdin closes: how `split` keeps its own decode node from outliving it
+    #[arg(long, hide = true)]
+    pub until_stdin_closes: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench run-prefill --peer 10.0.0.2:5556 --token-file token.txt
+  echo 'Why is the sky blue?' | disagg-bench run-prefill --peer 127.0.0.1:5556 --prompts -")]
+pub struct RunPrefillArgs {
+    /// The decode node
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: String,
+    #[command(flatten)]
+    pub link: LinkArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct LinkArgs {
+    /// When the cache crosses the link
+    #[arg(long, default_value = "bulk", value_name = "MODE")]
+    pub transfer: Transfer,
+    #[command(flatten)]
+    pub token: TokenArgs,
+    #[command(flatten)]
+    pub socket: SocketArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench split                                          one machine, over loopback
+  disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
+  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10")]
+pub struct SplitArgs {
+    /// The decode node [default: one of its own on loopback]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Option<String>,
+    #[command(flatten)]
+    pub link: LinkArgs,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompts: PromptArgs,
+    #[command(flatten)]
+    pub request: RequestArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+}

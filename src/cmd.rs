@@ -1,0 +1,77 @@
+//! One file a command; each reads like a recipe.
+
+pub mod baseline;
+pub mod run_prefill;
+pub mod serve_decode;
+pub mod split;
+
+use std::path::Path;
+
+use crate::experiment::{Experiment, Plan, Remote};
+use crate::failure::Failure;
+use crate::metrics::{Record, Sample, Status};
+use crate::node::prefill::PrefillNode;
+use crate::report;
+use crate::terminal::{self, Terminal};
+
+/// A runtime for the network; compute has its own thread.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
+}
+
+/// Measures the plan until it is done, fails or Ctrl-C comes; the record is complete either way.
+async fn measure(
+    plan: &Plan,
+    node: &PrefillNode,
+    remote: Option<Remote<'_>>,
+    record: &mut Record,
+    path: &Path,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    let task = terminal.task("measuring", plan.requests());
+    let observer = |prompt: &str, sample: Option<&Sample>| match sample {
+        None => task.now(&format!("measuring {prompt}")),
+        Some(_) => task.step(),
+    };
+    let outcome = {
+        let mut experiment = Experiment {
+            node,
+            remote,
+            record,
+            path,
+            observer: &observer,
+        };
+        tokio::select! {
+            outcome = experiment.run(plan) => outcome,
+            signal = tokio::signal::ctrl_c() => {
+                signal?;
+                Err(Failure::Interrupted.into())
+            }
+        }
+    };
+    let (status, error) = match &outcome {
+        Ok(()) => (Status::Complete, None),
+        Err(e) if matches!(e.downcast_ref(), Some(Failure::Interrupted)) => {
+            (Status::Interrupted, None)
+        }
+        Err(e) => (Status::Failed, Some(format!("{e:#}"))),
+    };
+    Experiment::finish(record, path, status, error)?;
+    outcome
+}
+
+/// Writes the report beside the record and prints the finding, then the table.
+fn conclude(record: &Record, folder: &Path, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
+    if record.cases.iter().any(|case| !case.samples.is_empty()) {
+        report::write_folder(record, folder)?;
+        terminal::print(&report::to_terminal(record))?;
+        terminal::print(&format!("report: {}", folder.display()))?;
+    }
+    outcome?;
+    match record.check_failed() {
+        true => Err(Failure::OutputsDiffer.into()),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,46 @@
+//! `run-prefill`: the prefill role alone, against a decode node somewhere.
+
+use std::collections::BTreeMap;
+
+use super::split::{connect, remote_peer};
+use crate::cli::RunPrefillArgs;
+use crate::environment::Environment;
+use crate::experiment::Way;
+use crate::metrics::Setting;
+use crate::node;
+use crate::preparation::{self, RUN_FILE};
+use crate::terminal::Terminal;
+use crate::workload::PlainText;
+
+/// Runs the split arm alone and writes its record.
+pub fn run(
+    args: &RunPrefillArgs,
+    settings: BTreeMap<String, Setting>,
+    threads: usize,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    let folder = preparation::output_folder(args.run.out.as_deref(), "run-prefill")?;
+    let file = preparation::model_file(&args.model, terminal)?;
+    let loaded = preparation::load(&file, &args.model, terminal)?;
+    let prompts = preparation::prompts(&args.prompts, PlainText::Accepted, &loaded.engine)?;
+    let environment = Environment::capture(threads);
+    let introduction = node::introduction(&loaded.engine, &environment)?;
+    let node = preparation::prefill_node(&loaded, &environment)?;
+    let ways = vec![Way::Split(args.link.transfer)];
+    let plan = preparation::plan(prompts, ways, &args.request, &args.run);
+    let mut record = preparation::record(
+        "run-prefill",
+        settings,
+        environment,
+        &loaded,
+        &args.request,
+        plan.seed,
+    );
+    let path = folder.join(RUN_FILE);
+    let outcome = super::runtime()?.block_on(async {
+        let peer = remote_peer(Some(&args.peer), &args.link).await?;
+        let remote = connect(&peer, &introduction, &mut record).await?;
+        super::measure(&plan, &node, Some(remote), &mut record, &path, terminal).await
+    });
+    super::conclude(&record, &folder, outcome)
+}

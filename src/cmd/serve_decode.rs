@@ -1,0 +1,148 @@
+//! `serve-decode`: the decode node, until Ctrl-C.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::cli::ServeDecodeArgs;
+use crate::environment::Environment;
+use crate::failure::Failure;
+use crate::local_peer::LISTENING;
+use crate::model::cache_pool::CachePool;
+use crate::model::engine::Engine;
+use crate::node;
+use crate::node::compute::Compute;
+use crate::node::decode::{DecodeNode, Served, ServedRequest, serve};
+use crate::preparation;
+use crate::terminal::{self, Terminal};
+use crate::wire::socket;
+
+/// Characters of an answer that are shown.
+const SHOWN_CHARS: usize = 160;
+
+/// Listens and serves.
+pub fn run(
+    args: &ServeDecodeArgs,
+    quiet: bool,
+    threads: usize,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    let token = preparation::token(&args.token)?;
+    let runtime = super::runtime()?;
+    // The port is taken before the model is loaded, so that a port in use costs nothing.
+    let listener = runtime.block_on(socket::bind(&args.listen))?;
+    let address = listener
+        .local_addr()
+        .context("cannot read the address back")?;
+    if !socket::is_loopback(&address) {
+        preparation::demand_token(token.as_ref(), &args.token, &address.to_string())?;
+    }
+    let file = preparation::model_file(&args.model, terminal)?;
+    let loaded = preparation::load(&file, &args.model, terminal)?;
+    check_layer(args.corrupt_layer, &loaded.engine)?;
+    let environment = Environment::capture(threads);
+    let printer = Arc::clone(&loaded.engine);
+    let node = Arc::new(DecodeNode {
+        introduction: node::introduction(&loaded.engine, &environment)?,
+        compute: Compute::start(Arc::clone(&loaded.engine))?,
+        pool: CachePool::new(node::cache_limit_bytes(&environment)),
+        token,
+        congestion_control: args.socket.congestion_control.clone(),
+        corrupt_layer: args.corrupt_layer,
+        observer: Box::new(move |served| {
+            if !quiet {
+                // A closed stdout must not stop a server.
+                let _ = terminal::print(&describe(&served, &printer));
+            }
+        }),
+    });
+    terminal::print(&format!("{LISTENING}{address}"))?;
+    terminal.line("stop with Ctrl-C");
+    let until_stdin_closes = args.until_stdin_closes;
+    runtime.block_on(async {
+        serve(listener, node, shutdown(until_stdin_closes))
+            .await
+            .context("cannot serve")
+    })?;
+    terminal.line("stopped");
+    Ok(())
+}
+
+fn check_layer(layer: Option<usize>, engine: &Engine) -> Result<(), Failure> {
+    let n_layers = engine.shape().n_layers;
+    match layer {
+        Some(layer) if layer >= n_layers => Err(Failure::Setting(format!(
+            "--corrupt-layer {layer} does not exist: the model has layers 0 to {}",
+            n_layers - 1
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Resolves at Ctrl-C or SIGTERM, or when the parent lets go of stdin.
+async fn shutdown(until_stdin_closes: bool) {
+    let (closed, stdin_closed) = tokio::sync::oneshot::channel();
+    if until_stdin_closes {
+        // A plain thread: a blocking read on the runtime's pool would hold up its end.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            let _ = closed.send(());
+        });
+        let _ = stdin_closed.await;
+        return;
+    }
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// What the notebook's decode node prints, with the figures put right.
+fn describe(served: &Served, engine: &Engine) -> String {
+    match served {
+        Served::Connected { peer, host } => format!("{peer} connected ({host})"),
+        Served::Disconnected { peer, error: None } => format!("{peer} left"),
+        Served::Disconnected {
+            peer,
+            error: Some(error),
+        } => format!("{peer} dropped: {error}"),
+        Served::Request(request) => describe_request(request, engine),
+    }
+}
+
+fn describe_request(request: &ServedRequest, engine: &Engine) -> String {
+    let ms = |ns: u64| ns as f64 / 1e6;
+    let received = match request.kv_bytes {
+        0 => "prefilled here".to_string(),
+        bytes => format!(
+            "KV cache {:.2} MB complete after {:.1} ms",
+            bytes as f64 / 1e6,
+            ms(request.receive_ns)
+        ),
+    };
+    let steps = request.tokens.len().saturating_sub(1);
+    let rate = match request.decode_ns {
+        0 => String::new(),
+        ns => format!(", {:.1} tokens/s", steps as f64 / (ns as f64 / 1e9)),
+    };
+    let text = engine.tokenizer.decode(&request.tokens).unwrap_or_default();
+    let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown: String = text.chars().take(SHOWN_CHARS).collect();
+    let more = if shown.len() < text.len() { "…" } else { "" };
+    format!(
+        "{} request {}: {} prompt tokens, {received}; {steps} tokens decoded in {:.1} ms{rate}\n  \
+         {shown}{more}",
+        request.peer,
+        request.number,
+        request.prompt_tokens,
+        ms(request.decode_ns),
+    )
+}

@@ -1,0 +1,125 @@
+//! `split`: the experiment, single and split arms on the same prompts.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+
+use crate::cli::{LinkArgs, SplitArgs};
+use crate::environment::{Environment, same_bits_expected};
+use crate::experiment::{Remote, Way};
+use crate::local_peer::LocalPeer;
+use crate::metrics::{LinkRecord, Record, Setting};
+use crate::node;
+use crate::node::prefill::{Connection, Peer};
+use crate::preparation::{self, RUN_FILE};
+use crate::terminal::Terminal;
+use crate::wire::message::Introduction;
+use crate::workload::PlainText;
+
+/// Runs both arms, against a decode node of its own unless a peer is given.
+pub fn run(
+    args: &SplitArgs,
+    settings: BTreeMap<String, Setting>,
+    threads: usize,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    let folder = preparation::output_folder(args.run.out.as_deref(), "split")?;
+    let file = preparation::model_file(&args.model, terminal)?;
+    let congestion = args.link.socket.congestion_control.as_deref();
+    let mut local = match &args.peer {
+        Some(_) => None,
+        None => Some(LocalPeer::start(
+            &file.path,
+            args.model.weights,
+            threads,
+            congestion,
+        )?),
+    };
+    let loaded = preparation::load(&file, &args.model, terminal)?;
+    let prompts = preparation::prompts(&args.prompts, PlainText::Refused, &loaded.engine)?;
+    let environment = Environment::capture(threads);
+    let introduction = node::introduction(&loaded.engine, &environment)?;
+    let node = preparation::prefill_node(&loaded, &environment)?;
+    let mut record = preparation::record(
+        "split",
+        settings,
+        environment,
+        &loaded,
+        &args.request,
+        args.run.seed,
+    );
+    let path = folder.join(RUN_FILE);
+    let outcome = super::runtime()?.block_on(async {
+        let peer = match &mut local {
+            Some(child) => Peer {
+                address: child.address()?,
+                token: None,
+                congestion_control: congestion.map(str::to_owned),
+            },
+            None => remote_peer(args.peer.as_deref(), &args.link).await?,
+        };
+        let remote = connect(&peer, &introduction, &mut record).await?;
+        let mut ways = vec![Way::SingleHere, Way::Split(args.link.transfer)];
+        if unlike(&record) {
+            ways.push(Way::SingleThere);
+        }
+        let plan = preparation::plan(prompts, ways, &args.request, &args.run);
+        super::measure(&plan, &node, Some(remote), &mut record, &path, terminal).await
+    });
+    // The decode node ends before the results are shown.
+    drop(local);
+    super::conclude(&record, &folder, outcome)
+}
+
+/// The decode node that the user names, with the token that it will demand.
+pub(super) async fn remote_peer(address: Option<&str>, link: &LinkArgs) -> anyhow::Result<Peer> {
+    let address = address.context("no peer was given")?.to_string();
+    let token = preparation::token(&link.token)?;
+    let resolved = tokio::net::lookup_host(&address).await;
+    // An address that does not resolve gets its error from connecting.
+    let on_loopback = resolved
+        .map(|mut all| all.all(|a| crate::wire::socket::is_loopback(&a)))
+        .unwrap_or(true);
+    if !on_loopback {
+        preparation::demand_token(token.as_ref(), &link.token, &address)?;
+    }
+    Ok(Peer {
+        address,
+        token,
+        congestion_control: link.socket.congestion_control.clone(),
+    })
+}
+
+/// Connects and records who answered and over what.
+pub(super) async fn connect<'a>(
+    peer: &'a Peer,
+    introduction: &'a Introduction,
+    record: &mut Record,
+) -> anyhow::Result<Remote<'a>> {
+    let connection = Connection::open(peer, introduction).await?;
+    // A decode node of another version may describe itself in other words; that is no reason to
+    // refuse it, the wire version was checked.
+    record.environment.decode = serde_json::from_value(connection.peer().environment.clone()).ok();
+    record.link = Some(LinkRecord {
+        transport: "tcp".into(),
+        loopback: connection.facts().loopback,
+        socket: connection.facts().clone(),
+        tcp_info_before: connection.tcp_info(),
+        tcp_info_after: None,
+        round_trips_ns: Vec::new(),
+    });
+    Ok(Remote {
+        peer,
+        introduction,
+        connection: Some(connection),
+    })
+}
+
+/// Whether the nodes differ, so that each must be measured alone.
+fn unlike(record: &Record) -> bool {
+    let differ = |decode: &Environment| {
+        !decode.is_same_machine(&record.environment.prefill)
+            && !same_bits_expected(&record.environment.prefill, decode).is_empty()
+    };
+    record.environment.decode.as_ref().is_some_and(differ)
+}

@@ -1,0 +1,278 @@
+//! The measuring loop: every prompt in every arm, warm-up first, then repeats in a seeded random
+//! order, each answer checked, the record written after every round.
+//!
+//! It measures and records; what is printed meanwhile is the observer's business.
+
+use std::path::Path;
+
+use anyhow::Context;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
+use crate::check::{self, Tolerance};
+use crate::metrics::{Arm, Case, Node, Record, Sample, Status, Transfer};
+use crate::model::engine::Engine;
+use crate::model::kv_cache::KvDtype;
+use crate::node::generation::Request;
+use crate::node::prefill::{Connection, Outcome, Peer, PrefillNode, single};
+use crate::wire::WireError;
+use crate::wire::message::Introduction;
+use crate::workload::Prompt;
+
+/// Round trips taken before the first request; their smallest is the link's.
+const ROUND_TRIPS: u64 = 32;
+
+/// One way of running a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Both phases on the prefill node.
+    SingleHere,
+    /// Both phases on the decode node: measured where the nodes are unlike.
+    SingleThere,
+    /// Prefill here, decode there.
+    Split(Transfer),
+}
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The prompts, tokenized and within the context.
+    pub prompts: Vec<Prompt>,
+    /// The ways that take turns on each of them.
+    pub ways: Vec<Way>,
+    /// Measured rounds a prompt.
+    pub repeats: u32,
+    /// Rounds before.
+    pub warmup: u32,
+    /// Seed of the order of ways within a round.
+    pub seed: u64,
+    /// Element type of all caches.
+    pub kv_dtype: KvDtype,
+    /// Prefill chunk.
+    pub chunk_tokens: Option<u32>,
+}
+
+impl Plan {
+    /// Requests in all.
+    pub fn requests(&self) -> u64 {
+        let rounds = u64::from(self.repeats) + u64::from(self.warmup);
+        rounds * (self.prompts.len() * self.ways.len()) as u64
+    }
+
+    fn request(&self, prompt: &Prompt) -> Request {
+        Request {
+            prompt: prompt.tokens.clone(),
+            output_tokens: prompt.output_tokens,
+            ignore_eos: prompt.ignore_eos,
+            kv_dtype: self.kv_dtype,
+            chunk_tokens: self.chunk_tokens,
+        }
+    }
+}
+
+/// How the decode node is reached again if a connection breaks.
+pub struct Remote<'a> {
+    /// Its address and what it demands.
+    pub peer: &'a Peer,
+    /// What this node says of itself.
+    pub introduction: &'a Introduction,
+    /// The session that is open.
+    pub connection: Option<Connection>,
+}
+
+impl Remote<'_> {
+    async fn connection(&mut self) -> Result<&mut Connection, WireError> {
+        let connection = match self.connection.take() {
+            Some(open) => open,
+            None => Connection::open(self.peer, self.introduction).await?,
+        };
+        Ok(self.connection.insert(connection))
+    }
+}
+
+/// A running experiment.
+pub struct Experiment<'a> {
+    /// Compute and memory of this node.
+    pub node: &'a PrefillNode,
+    /// The decode node, where there is one.
+    pub remote: Option<Remote<'a>>,
+    /// What is filled.
+    pub record: &'a mut Record,
+    /// Where it is written.
+    pub path: &'a Path,
+    /// Called with the prompt's name before and after every request; must not block.
+    pub observer: &'a dyn Fn(&str, Option<&Sample>),
+}
+
+impl Experiment<'_> {
+    /// Measures the plan. Failed requests become rows and the run goes on; the first failure is
+    /// returned at the end, unless the peer cannot be reached any more, which ends it at once.
+    pub async fn run(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        let mut random = StdRng::seed_from_u64(plan.seed);
+        let mut first_failure = None;
+        let mut order = 0;
+        self.measure_link().await?;
+        for prompt in &plan.prompts {
+            let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
+            self.record.cases.push(Case {
+                prompt: prompt.name.clone(),
+                prompt_digest: prompt.digest(),
+                prompt_tokens: prompt.tokens.len() as u32,
+                output_tokens: prompt.output_tokens,
+                kv_bytes: (layout.bytes_per_token() * prompt.tokens.len()) as u64,
+                samples: Vec::new(),
+                check: None,
+            });
+            for round in 0..plan.warmup + plan.repeats {
+                let warmup = round < plan.warmup;
+                let mut ways = plan.ways.clone();
+                ways.shuffle(&mut random);
+                for way in ways {
+                    (self.observer)(&prompt.name, None);
+                    let outcome = self.request(way, &plan.request(prompt)).await;
+                    let repeat = if warmup { round } else { round - plan.warmup };
+                    let mut sample = sample_of(way, plan, repeat, warmup, order);
+                    order += 1;
+                    match outcome {
+                        Ok(outcome) => fill(&mut sample, outcome),
+                        Err(error) => {
+                            sample.error = Some(format!("{error:#}"));
+                            first_failure.get_or_insert(error);
+                        }
+                    }
+                    (self.observer)(&prompt.name, Some(&sample));
+                    self.add(sample);
+                }
+                self.check_case();
+                self.record.write(self.path)?;
+                self.stay_connected().await?;
+            }
+        }
+        if let Some(connection) = self.remote.as_ref().and_then(|r| r.connection.as_ref()) {
+            let after = connection.tcp_info();
+            if let Some(link) = &mut self.record.link {
+                link.tcp_info_after = after;
+            }
+        }
+        match first_failure {
+            Some(error) => Err(error.context("at least one request failed")),
+            None => Ok(()),
+        }
+    }
+
+    /// Records how the run ended and writes the record a last time.
+    pub fn finish(
+        record: &mut Record,
+        path: &Path,
+        status: Status,
+        error: Option<String>,
+    ) -> anyhow::Result<()> {
+        record.run.status = status;
+        record.run.error = error;
+        record.run.finished_at = Some(now());
+        record.write(path)
+    }
+
+    async fn measure_link(&mut self) -> anyhow::Result<()> {
+        let Some(remote) = &mut self.remote else {
+            return Ok(());
+        };
+        let round_trips = remote.connection().await?.round_trips(ROUND_TRIPS).await?;
+        if let Some(link) = &mut self.record.link {
+            link.round_trips_ns = round_trips;
+        }
+        Ok(())
+    }
+
+    async fn request(&mut self, way: Way, request: &Request) -> anyhow::Result<Outcome> {
+        if way == Way::SingleHere {
+            return single(self.node, request).await;
+        }
+        let remote = self
+            .remote
+            .as_mut()
+            .context("this way needs a decode node")?;
+        let mut connection = match remote.connection.take() {
+            Some(open) => open,
+            None => Connection::open(remote.peer, remote.introduction).await?,
+        };
+        let outcome = match way {
+            Way::Split(transfer) => connection.split(self.node, request, transfer).await?,
+            _ => connection.whole(self.node, request).await?,
+        };
+        // A connection is kept only behind a request that ended well: after any other it may be
+        // in the middle of a frame.
+        remote.connection = Some(connection);
+        Ok(outcome)
+    }
+
+    /// After a failure: is the decode node still there? If not, the run cannot go on.
+    async fn stay_connected(&mut self) -> anyhow::Result<()> {
+        if let Some(remote) = &mut self.remote {
+            (remote.connection().await).context("the decode node cannot be reached any more")?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, sample: Sample) {
+        if let Some(case) = self.record.cases.last_mut() {
+            case.samples.push(sample);
+        }
+    }
+
+    fn check_case(&mut self) {
+        let tolerance = Tolerance::for_weights(&self.record.model.weights);
+        let demanded = check::demanded(&self.record.environment);
+        if let Some(case) = self.record.cases.last_mut() {
+            case.check = check::check(case, demanded, tolerance);
+        }
+    }
+}
+
+/// The time as the record writes it.
+pub fn now() -> String {
+    let now = jiff::Timestamp::now();
+    format!("{now:.0}")
+}
+
+fn sample_of(way: Way, plan: &Plan, repeat: u32, warmup: bool, order: u32) -> Sample {
+    let (arm, node, transfer) = match way {
+        Way::SingleHere => (Arm::Single, Node::Prefill, None),
+        Way::SingleThere => (Arm::Single, Node::Decode, None),
+        Way::Split(transfer) => (Arm::Split, Node::Decode, Some(transfer)),
+    };
+    Sample {
+        arm,
+        node,
+        transfer,
+        kv_dtype: plan.kv_dtype.into(),
+        wire_dtype: transfer.map(|_| plan.kv_dtype.into()),
+        streams: u32::from(transfer.is_some()),
+        chunk_tokens: plan.chunk_tokens,
+        warmup,
+        repeat,
+        order,
+        wire_payload_bytes: 0,
+        wire_framing_bytes: 0,
+        output: None,
+        events: Vec::new(),
+        error: None,
+    }
+}
+
+fn fill(sample: &mut Sample, outcome: Outcome) {
+    sample.wire_payload_bytes = outcome.wire_payload_bytes;
+    sample.wire_framing_bytes = outcome.wire_framing_bytes;
+    sample.output = Some(outcome.output);
+    sample.events = outcome.events;
+}
+
+/// Checks that every prompt and its answer fit the model's context, before anything runs.
+pub fn check_lengths(engine: &Engine, prompts: &[Prompt]) -> anyhow::Result<()> {
+    for prompt in prompts {
+        (engine.check_length(prompt.tokens.len(), prompt.output_tokens as usize))
+            .with_context(|| format!("prompt {}", prompt.name))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,557 @@
+//! The decode node: takes caches from prefill nodes, decodes, streams tokens back.
+//!
+//! One task a connection, one compute thread for all; several peers may be connected and their
+//! requests take turns. A connection that breaks a rule is told why and closed, and the node
+//! goes on.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::compute::Compute;
+use super::generation::{self, Clock, Emission, Request};
+use crate::environment::process_peak_rss_bytes;
+use crate::metrics::{Event, EventName, Finish, Node, StepProof};
+use crate::model::cache_pool::{CachePool, Pooled};
+use crate::wire::message::{
+    self, Admit, Done, Failed, Introduction, Open, OpenRole, Refuse, RefuseCode, Start, StepRecord,
+    TokenMessage,
+};
+use crate::wire::{
+    FrameReader, FrameWriter, Header, Kind, PieceHeader, Session, Token, WireError, respond, socket,
+};
+
+/// What a decode node needs to serve.
+pub struct DecodeNode {
+    /// Runs the model.
+    pub compute: Compute,
+    /// Memory for requests.
+    pub pool: Arc<CachePool>,
+    /// What the node says of itself.
+    pub introduction: Introduction,
+    /// Demanded of peers, if set.
+    pub token: Option<Token>,
+    /// Congestion control to ask for.
+    pub congestion_control: Option<String>,
+    /// Negative control: flip a bit of this layer after its checksums were verified.
+    pub corrupt_layer: Option<usize>,
+    /// Told of what happens; must not block.
+    pub observer: Box<dyn Fn(Served) + Send + Sync>,
+}
+
+/// Something that a decode node did.
+#[derive(Debug)]
+pub enum Served {
+    /// A peer connected and was accepted.
+    Connected {
+        /// Where from.
+        peer: SocketAddr,
+        /// Host name that it gave.
+        host: String,
+    },
+    /// A connection ended; `error` unless the peer left between requests.
+    Disconnected {
+        /// Where from.
+        peer: SocketAddr,
+        /// Why, unless the peer simply left.
+        error: Option<String>,
+    },
+    /// A request was finished.
+    Request(ServedRequest),
+}
+
+/// A finished request, on the decode node's clock.
+#[derive(Clone, Debug)]
+pub struct ServedRequest {
+    /// Where from.
+    pub peer: SocketAddr,
+    /// The peer's number for it.
+    pub number: u64,
+    /// Prompt length.
+    pub prompt_tokens: usize,
+    /// Bytes of cache received; 0 where this node prefilled itself.
+    pub kv_bytes: u64,
+    /// Request known to cache complete.
+    pub receive_ns: u64,
+    /// First step started to last step ended.
+    pub decode_ns: u64,
+    /// The answer, the first token included.
+    pub tokens: Vec<u32>,
+}
+
+/// Serves peers until `shutdown` resolves, then drops all connections.
+pub async fn serve(
+    listener: TcpListener,
+    node: Arc<DecodeNode>,
+    shutdown: impl Future<Output = ()>,
+) -> std::io::Result<()> {
+    let mut connections = tokio::task::JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    connections.spawn(serve_peer(Arc::clone(&node), stream, peer));
+                }
+                // A peer that reset before it was accepted, or no descriptor left: both pass.
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn serve_peer(node: Arc<DecodeNode>, stream: tokio::net::TcpStream, peer: SocketAddr) {
+    let outcome = async {
+        socket::set_up(&stream, node.congestion_control.as_deref())?;
+        let (read, write) = stream.into_split();
+        let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
+        let token = node.token.as_ref();
+        let session = respond(&mut reader, &mut writer, &node.introduction, token).await?;
+        (node.observer)(Served::Connected {
+            peer,
+            host: message::printable(&session.peer.node.host),
+        });
+        Peer {
+            node: &node,
+            peer,
+            session,
+            reader,
+            writer,
+        }
+        .serve_requests()
+        .await
+    };
+    let error = match outcome.await {
+        Ok(()) | Err(Abort::Fatal(WireError::Closed) | Abort::Cancelled) => None,
+        Err(Abort::Fatal(error)) => Some(error.to_string()),
+        Err(Abort::Failed(reason)) => Some(reason),
+    };
+    (node.observer)(Served::Disconnected { peer, error });
+}
+
+/// One accepted connection.
+struct Peer<'a, R, W> {
+    node: &'a DecodeNode,
+    peer: SocketAddr,
+    session: Session,
+    reader: FrameReader<R>,
+    writer: FrameWriter<W>,
+}
+
+/// Why a request ended early.
+enum Abort {
+    /// The peer takes it back; the connection goes on.
+    Cancelled,
+    /// The connection is of no more use.
+    Fatal(WireError),
+    /// The peer broke a rule or the model failed: it is told, then the connection is closed.
+    Failed(String),
+}
+
+impl From<WireError> for Abort {
+    fn from(error: WireError) -> Self {
+        match error {
+            // The sender should learn which of its bytes were damaged.
+            WireError::Checksum { .. } => Self::Failed(error.to_string()),
+            other => Self::Fatal(other),
+        }
+    }
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
+    async fn serve_requests(&mut self) -> Result<(), Abort> {
+        loop {
+            let header = self.next_header().await?;
+            match header.kind {
+                Kind::Open => {
+                    let open: Open = self.reader.read_control(&header).await?;
+                    self.serve_request(header.request, open).await?;
+                }
+                // A cancel that crossed with the end of its request.
+                Kind::Cancel => self.reader.finish_empty(&header)?,
+                Kind::Ping => self.pong(&header).await?,
+                _ => return Err(self.reader.unwanted(&header, Kind::Open).await.into()),
+            }
+        }
+    }
+
+    async fn next_header(&mut self) -> Result<Header, WireError> {
+        let header = self.reader.read_header().await?;
+        if header.session != self.session.id {
+            return Err(WireError::ForeignSession {
+                got: header.session,
+                want: self.session.id,
+            });
+        }
+        Ok(header)
+    }
+
+    async fn pong(&mut self, header: &Header) -> Result<(), WireError> {
+        self.reader.finish_empty(header)?;
+        (self.writer)
+            .write_empty(Kind::Pong, self.session.id, header.request)
+            .await
+    }
+
+    async fn serve_request(&mut self, number: u64, open: Open) -> Result<(), Abort> {
+        let clock = Clock::start(Node::Decode);
+        let session = self.session.id;
+        let (request, mut cache) = match self.admit(&open) {
+            Ok(admitted) => admitted,
+            Err(refuse) => {
+                (self.writer)
+                    .write_control(Kind::Refuse, session, number, &refuse)
+                    .await?;
+                return Ok(());
+            }
+        };
+        let admit = Admit {
+            capacity_tokens: cache.capacity_tokens() as u32,
+            waiting_ahead: self.node.compute.waiting(),
+        };
+        (self.writer)
+            .write_control(Kind::Admit, session, number, &admit)
+            .await?;
+        let mut events = vec![clock.event(EventName::Admitted)];
+        let outcome = async {
+            let first_token = match open.role {
+                OpenRole::Whole => None,
+                OpenRole::Decode => {
+                    let token = self
+                        .receive_cache(number, &request, &cache, clock, &mut events)
+                        .await?;
+                    self.corrupt(&mut cache, request.prompt.len());
+                    Some(token)
+                }
+            };
+            self.generate(number, request, cache, first_token, clock, events)
+                .await
+        };
+        match outcome.await {
+            Err(Abort::Cancelled) => Ok(()),
+            Err(Abort::Failed(reason)) => {
+                let failed = Failed {
+                    reason: reason.clone(),
+                };
+                (self.writer)
+                    .write_control(Kind::Failed, session, number, &failed)
+                    .await?;
+                // The peer may still be sending; it must be able to read why it has to stop.
+                self.reader.drain(DRAIN_BYTES).await;
+                Err(Abort::Failed(reason))
+            }
+            ended => ended,
+        }
+    }
+
+    /// Checks a request and takes memory for it.
+    fn admit(&self, open: &Open) -> Result<(Request, Pooled), Refuse> {
+        let refuse = |code, reason: String| Refuse { code, reason };
+        let engine = self.node.compute.engine();
+        let kv_dtype = super::engine_dtype(open.kv_dtype).ok_or_else(|| {
+            let reason = format!(
+                "this node has no {:?} caches: choose f32 or f16",
+                open.kv_dtype
+            );
+            refuse(RefuseCode::BadRequest, reason)
+        })?;
+        if open.prompt_tokens.is_empty() || open.output_tokens == 0 || open.chunk_tokens == Some(0)
+        {
+            let reason = "a request needs a prompt, at least one output token and, if given, a \
+                          chunk of at least one token";
+            return Err(refuse(RefuseCode::BadRequest, reason.into()));
+        }
+        (engine.check_length(open.prompt_tokens.len(), open.output_tokens as usize))
+            .map_err(|e| refuse(RefuseCode::Limit, e.to_string()))?;
+        let request = Request {
+            prompt: open.prompt_tokens.clone(),
+            output_tokens: open.output_tokens,
+            ignore_eos: open.ignore_eos,
+            kv_dtype,
+            chunk_tokens: open.chunk_tokens,
+        };
+        let layout = engine.shape().kv_layout(kv_dtype);
+        let cache = (self.node.pool.take(layout, request.cache_tokens()))
+            .map_err(|e| refuse(RefuseCode::Limit, e.to_string()))?;
+        Ok((request, cache))
+    }
+
+    /// Reads pieces into place until every layer covers the prompt and the first token is known.
+    async fn receive_cache(
+        &mut self,
+        number: u64,
+        request: &Request,
+        cache: &Pooled,
+        clock: Clock,
+        events: &mut Vec<Event>,
+    ) -> Result<u32, Abort> {
+        let mut missing = request.prompt.len() * cache.layout().n_layers;
+        let mut first_token = None;
+        loop {
+            if let (0, Some(token)) = (missing, first_token) {
+                return Ok(token);
+            }
+            let header = self.next_header().await?;
+            match header.kind {
+                Kind::Piece if header.request == number => {
+                    missing -= self.receive_piece(&header, request, cache).await?;
+                    events.push(Event {
+                        layer: Some(header.layer),
+                        token_start: Some(header.token_start),
+                        stream: Some(0),
+                        ..clock.event(EventName::PieceLanded)
+                    });
+                    if missing == 0 {
+                        events.push(clock.event(EventName::CacheComplete));
+                    }
+                }
+                Kind::Piece => {
+                    return Err(Abort::Failed(format!(
+                        "a piece of request {} came during request {number}",
+                        header.request
+                    )));
+                }
+                Kind::Start => {
+                    let start: Start = self.reader.read_control(&header).await?;
+                    first_token = Some(start.first_token);
+                }
+                Kind::Cancel => {
+                    self.reader.finish_empty(&header)?;
+                    return Err(Abort::Cancelled);
+                }
+                Kind::Ping => self.pong(&header).await?,
+                _ => return Err(self.reader.unwanted(&header, Kind::Piece).await.into()),
+            }
+        }
+    }
+
+    /// Reads one piece into its final place, verifies and acknowledges it; gives its tokens.
+    async fn receive_piece(
+        &mut self,
+        header: &Header,
+        request: &Request,
+        cache: &Pooled,
+    ) -> Result<usize, Abort> {
+        let (start, count) = (header.token_start as usize, header.token_count as usize);
+        let prompt = request.prompt.len();
+        if start.saturating_add(count) > prompt {
+            return Err(Abort::Failed(format!(
+                "a piece of tokens {start}..{} is outside the prompt of {prompt} tokens",
+                start.saturating_add(count)
+            )));
+        }
+        let mut claim = (cache.claim(header.layer as usize, start, count))
+            .map_err(|e| Abort::Failed(e.to_string()))?;
+        self.reader.read_payload_into(header, &mut claim).await?;
+        claim.land();
+        let run = PieceHeader {
+            session: self.session.id,
+            ..header.run()
+        };
+        self.writer.write_ack(run).await?;
+        Ok(count)
+    }
+
+    /// Negative control: proves that the checks see a damaged cache.
+    fn corrupt(&self, cache: &mut Pooled, prompt_tokens: usize) {
+        let Some(layer) = self.node.corrupt_layer else {
+            return;
+        };
+        if let Ok(bytes) = cache.landed_mut(layer, 0..prompt_tokens) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+        }
+    }
+
+    /// Runs the model and streams what it gives.
+    async fn generate(
+        &mut self,
+        number: u64,
+        request: Request,
+        cache: Pooled,
+        first_token: Option<u32>,
+        clock: Clock,
+        events: Vec<Event>,
+    ) -> Result<(), Abort> {
+        let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
+        let cancelled = Arc::clone(&cancel.0);
+        let (sender, mut emissions) = unbounded_channel();
+        let (report, finished) = tokio::sync::oneshot::channel();
+        let work = request.clone();
+        self.node.compute.submit(move |engine| {
+            let mut emit = |emission| {
+                let _ = sender.send(emission);
+            };
+            let outcome = (|| {
+                let first = match first_token {
+                    Some(token) => token,
+                    None => generation::prefill(engine, &work, &cache, clock, &mut emit)?,
+                };
+                generation::decode(engine, &work, &cache, first, clock, &cancelled, &mut emit)
+            })();
+            drop(sender);
+            let digest = cache.digest(work.prompt.len());
+            let _ = report.send(outcome.and_then(|finish| Ok((finish, digest?))));
+        });
+        let mut served = Answer {
+            events,
+            proofs: Vec::new(),
+            tokens: first_token.into_iter().collect(),
+        };
+        self.stream(number, &mut emissions, &mut served).await?;
+        let (finish, digest) = match finished.await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => return Err(Abort::Failed(format!("{error:#}"))),
+            Err(_) => return Err(Abort::Failed("the compute thread failed".into())),
+        };
+        let digest = first_token.map(|_| digest.to_hex()[..32].to_string());
+        let done = served.done(finish, digest);
+        (self.writer)
+            .write_control(Kind::Done, self.session.id, number, &done)
+            .await?;
+        let kv_bytes = match first_token {
+            Some(_) => cache_bytes(self.node, &request),
+            None => 0,
+        };
+        (self.node.observer)(Served::Request(
+            served.report(self.peer, number, &request, kv_bytes),
+        ));
+        Ok(())
+    }
+
+    /// Sends tokens as they come and listens for a peer that takes the request back.
+    async fn stream(
+        &mut self,
+        number: u64,
+        emissions: &mut UnboundedReceiver<Emission>,
+        answer: &mut Answer,
+    ) -> Result<(), Abort> {
+        loop {
+            tokio::select! {
+                emission = emissions.recv() => match emission {
+                    None => return Ok(()),
+                    Some(Emission::Token { index, token }) => {
+                        answer.tokens.push(token);
+                        let message = TokenMessage { index, token };
+                        (self.writer)
+                            .write_control(Kind::Token, self.session.id, number, &message)
+                            .await?;
+                    }
+                    Some(Emission::Event(event)) => answer.events.push(event),
+                    Some(Emission::Proof(proof)) => answer.proofs.push(proof),
+                    Some(Emission::LayerDone(_)) => {}
+                },
+                header = self.reader.read_header() => {
+                    let header = header?;
+                    match header.kind {
+                        Kind::Cancel => {
+                            self.reader.finish_empty(&header)?;
+                            return Err(Abort::Cancelled);
+                        }
+                        Kind::Ping => self.pong(&header).await?,
+                        _ => return Err(self.reader.unwanted(&header, Kind::Cancel).await.into()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Most bytes that are read and thrown away from a peer whose request failed.
+const DRAIN_BYTES: u64 = 256 << 20;
+
+/// Stops the compute thread's work on a request when its connection is gone.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn cache_bytes(node: &DecodeNode, request: &Request) -> u64 {
+    let layout = node.compute.engine().shape().kv_layout(request.kv_dtype);
+    (layout.bytes_per_token() * request.prompt.len()) as u64
+}
+
+/// What has been gathered of one answer.
+struct Answer {
+    events: Vec<Event>,
+    proofs: Vec<StepProof>,
+    tokens: Vec<u32>,
+}
+
+impl Answer {
+    fn done(&self, finish: Finish, cache_digest: Option<String>) -> Done {
+        let step = |proof: &StepProof| StepRecord {
+            digest: proof.digest.clone(),
+            top: proof.top.clone(),
+            digest_ns: proof.proof_ns,
+        };
+        Done {
+            steps: self.proofs.iter().map(step).collect(),
+            finish: match finish {
+                Finish::Length => "length".into(),
+                Finish::EndOfSequence => "eos".into(),
+            },
+            events: self.events.iter().map(to_wire).collect(),
+            cache_digest,
+            peak_rss_bytes: process_peak_rss_bytes(),
+        }
+    }
+
+    fn report(
+        self,
+        peer: SocketAddr,
+        number: u64,
+        request: &Request,
+        kv_bytes: u64,
+    ) -> ServedRequest {
+        let at = |name| {
+            let mut times = self
+                .events
+                .iter()
+                .filter(move |e| e.name == name)
+                .map(|e| e.t_ns);
+            (times.next(), times.last())
+        };
+        let (first_start, _) = at(EventName::StepStart);
+        let (first_end, last_end) = at(EventName::StepEnd);
+        let decode_ns =
+            (last_end.or(first_end).zip(first_start)).map_or(0, |(end, start)| end - start);
+        ServedRequest {
+            peer,
+            number,
+            prompt_tokens: request.prompt.len(),
+            kv_bytes,
+            receive_ns: at(EventName::CacheComplete).0.unwrap_or(0),
+            decode_ns,
+            tokens: self.tokens,
+        }
+    }
+}
+
+/// An event as it travels: names as in the record.
+fn to_wire(event: &Event) -> message::Event {
+    message::Event {
+        name: serde_json::to_value(event.name)
+            .ok()
+            .and_then(|name| name.as_str().map(str::to_owned))
+            .unwrap_or_default(),
+        layer: event.layer,
+        chunk: event.chunk,
+        token_start: event.token_start,
+        stream: event.stream,
+        t_ns: event.t_ns,
+    }
+}

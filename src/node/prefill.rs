@@ -1,0 +1,633 @@
+//! The prefill node's end of a request: prefill here, ship the cache, collect the tokens.
+//!
+//! Compute pushes what it does into an unbounded queue and never waits for the network. Pieces
+//! are read from the cache where they lie and written to the socket without a copy.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::compute::Compute;
+use super::generation::{self, Clock, Emission, Request};
+use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof, Transfer};
+use crate::model::cache_pool::{CachePool, Pooled};
+use crate::wire::message::{
+    Admit, Done, Introduction, Open, OpenRole, Start, StepRecord, TokenMessage,
+};
+use crate::wire::socket::{self, SocketFacts, TcpInfo};
+use crate::wire::{
+    FrameReader, FrameWriter, Header, Kind, PieceHeader, Session, Token, WireBytes, WireError,
+    initiate,
+};
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest silence of a decode node that has all it needs: above any step of a sane setup, and
+/// short enough that a dead machine is noticed.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How a decode node is reached.
+pub struct Peer {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// Proof that we may, if set.
+    pub token: Option<Token>,
+    /// Congestion control to ask for.
+    pub congestion_control: Option<String>,
+}
+
+/// This node's compute and memory.
+#[derive(Clone)]
+pub struct PrefillNode {
+    /// Runs the model.
+    pub compute: Compute,
+    /// Memory for requests.
+    pub pool: Arc<CachePool>,
+}
+
+/// A request that was answered.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The answer and its proofs.
+    pub output: Output,
+    /// Events of both nodes.
+    pub events: Vec<Event>,
+    /// KV bytes sent.
+    pub wire_payload_bytes: u64,
+    /// Headers and control messages sent.
+    pub wire_framing_bytes: u64,
+}
+
+/// An open session with a decode node.
+pub struct Connection {
+    reader: FrameReader<OwnedReadHalf>,
+    writer: FrameWriter<OwnedWriteHalf>,
+    session: Session,
+    facts: SocketFacts,
+    next_request: u64,
+}
+
+impl Connection {
+    /// Connects and agrees with the decode node on version, model, layout and token.
+    pub async fn open(peer: &Peer, ours: &Introduction) -> Result<Self, WireError> {
+        let congestion = peer.congestion_control.as_deref();
+        let (stream, facts) = socket::connect(&peer.address, CONNECT_TIMEOUT, congestion).await?;
+        let (read, write) = stream.into_split();
+        let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
+        let session = initiate(&mut reader, &mut writer, ours, peer.token.as_ref()).await?;
+        Ok(Self {
+            reader,
+            writer,
+            session,
+            facts,
+            next_request: 1,
+        })
+    }
+
+    /// What the decode node said of itself.
+    pub fn peer(&self) -> &Introduction {
+        &self.session.peer
+    }
+
+    /// Socket options as read back after connecting.
+    pub fn facts(&self) -> &SocketFacts {
+        &self.facts
+    }
+
+    /// The kernel's view of the connection.
+    pub fn tcp_info(&self) -> Option<TcpInfo> {
+        socket::tcp_info(self.reader.inner().as_ref())
+    }
+
+    /// Round trips of `count` empty messages, in ns.
+    pub async fn round_trips(&mut self, count: u64) -> Result<Vec<u64>, WireError> {
+        let mut round_trips = Vec::new();
+        for number in 0..count {
+            let sent = Instant::now();
+            (self.writer)
+                .write_empty(Kind::Ping, self.session.id, number)
+                .await?;
+            let header = tokio::time::timeout(SILENCE_TIMEOUT, self.reader.read_header())
+                .await
+                .unwrap_or(Err(silence()))?;
+            if header.kind != Kind::Pong {
+                return Err(self.reader.unwanted(&header, Kind::Pong).await);
+            }
+            self.reader.finish_empty(&header)?;
+            round_trips.push(sent.elapsed().as_nanos() as u64);
+        }
+        Ok(round_trips)
+    }
+
+    /// Runs one request split: prefill here, decode there.
+    pub async fn split(
+        &mut self,
+        node: &PrefillNode,
+        request: &Request,
+        transfer: Transfer,
+    ) -> anyhow::Result<Outcome> {
+        let layout = node.compute.engine().shape().kv_layout(request.kv_dtype);
+        let cache = Arc::new(node.pool.take(layout, request.prompt.len())?);
+        let before = self.writer.sent();
+        let clock = Clock::start(Node::Prefill);
+        let mut events = vec![clock.event(EventName::RequestStart)];
+        let (emissions, prefilled) = start_prefill(node, request, &cache, clock);
+        let (answer, proof) = if request.output_tokens == 1 {
+            // Nothing is left for the decode node to do, so no cache is sent.
+            let mut tokens = Vec::new();
+            let proof = first_token_alone(emissions, &mut events, &mut tokens).await;
+            (RemoteAnswer::only_here(tokens), proof)
+        } else {
+            let number = self.open_request(request, OpenRole::Decode).await?;
+            events.push(clock.event(EventName::Admitted));
+            self.transfer(
+                number,
+                request,
+                transfer,
+                &cache,
+                clock,
+                emissions,
+                &mut events,
+            )
+            .await?
+        };
+        prefilled.await.context("the compute thread failed")??;
+        let proof = proof.context("the first token has no proof: the compute thread failed")?;
+        let sent = self.writer.sent().since(before);
+        let sent_cache_digest = match answer.cache_digest {
+            Some(_) => Some(cache.digest(request.prompt.len())?.to_hex()[..32].to_string()),
+            None => None,
+        };
+        events.extend(answer.remote_events);
+        let output = Output {
+            text: node.compute.engine().tokenizer.decode(&answer.tokens)?,
+            finish: answer.finish,
+            steps: std::iter::once(proof).chain(answer.steps).collect(),
+            tokens: answer.tokens,
+            sent_cache_digest,
+            landed_cache_digest: answer.cache_digest,
+        };
+        Ok(Outcome::new(output, events, sent))
+    }
+
+    /// Runs one request wholly on the decode node; its times include the way there and back.
+    pub async fn whole(
+        &mut self,
+        node: &PrefillNode,
+        request: &Request,
+    ) -> anyhow::Result<Outcome> {
+        let before = self.writer.sent();
+        let clock = Clock::start(Node::Prefill);
+        let mut events = vec![clock.event(EventName::RequestStart)];
+        let number = self.open_request(request, OpenRole::Whole).await?;
+        events.push(clock.event(EventName::Admitted));
+        let progress = Progress::default();
+        progress.all_sent();
+        let (mut received, mut tokens) = (Vec::new(), Vec::new());
+        let done = receive(
+            &mut self.reader,
+            self.session.id,
+            number,
+            clock,
+            &progress,
+            &mut received,
+            &mut tokens,
+        );
+        let done = done.await?;
+        events.extend(received);
+        let answer = RemoteAnswer::new(tokens, done)?;
+        events.extend(answer.remote_events);
+        let output = Output {
+            text: node.compute.engine().tokenizer.decode(&answer.tokens)?,
+            tokens: answer.tokens,
+            finish: answer.finish,
+            steps: answer.steps,
+            sent_cache_digest: None,
+            landed_cache_digest: None,
+        };
+        Ok(Outcome::new(
+            output,
+            events,
+            self.writer.sent().since(before),
+        ))
+    }
+
+    /// Announces a request and waits until the decode node has memory for it.
+    async fn open_request(&mut self, request: &Request, role: OpenRole) -> Result<u64, WireError> {
+        let number = self.next_request;
+        self.next_request += 1;
+        let open = Open {
+            prompt_tokens: request.prompt.clone(),
+            output_tokens: request.output_tokens,
+            kv_dtype: request.kv_dtype.into(),
+            chunk_tokens: request.chunk_tokens,
+            ignore_eos: request.ignore_eos,
+            role,
+        };
+        (self.writer)
+            .write_control(Kind::Open, self.session.id, number, &open)
+            .await?;
+        let admitted = self.reader.expect::<Admit>(Kind::Admit);
+        (tokio::time::timeout(SILENCE_TIMEOUT, admitted).await).unwrap_or(Err(silence()))?;
+        Ok(number)
+    }
+
+    /// Sends the cache while prefill and decode node do their parts, until the answer is there.
+    #[expect(clippy::too_many_arguments, reason = "one request's state, used once")]
+    async fn transfer(
+        &mut self,
+        number: u64,
+        request: &Request,
+        transfer: Transfer,
+        cache: &Arc<Pooled>,
+        clock: Clock,
+        emissions: UnboundedReceiver<Emission>,
+        events: &mut Vec<Event>,
+    ) -> anyhow::Result<(RemoteAnswer, Option<StepProof>)> {
+        let session = self.session.id;
+        let progress = Progress::default();
+        let mut sender = Sender {
+            writer: &mut self.writer,
+            session,
+            number,
+            cache,
+            piece_tokens: piece_tokens(cache.layout().row_bytes(), &self.session.peer),
+            clock,
+            progress: &progress,
+            events: Vec::new(),
+            first_token: None,
+            proof: None,
+        };
+        let (mut received, mut tokens) = (Vec::new(), Vec::new());
+        let (_, done) = tokio::try_join!(
+            sender.run(request, transfer, emissions),
+            receive(
+                &mut self.reader,
+                session,
+                number,
+                clock,
+                &progress,
+                &mut received,
+                &mut tokens
+            ),
+        )?;
+        tokens.splice(0..0, sender.first_token);
+        let proof = sender.proof.take();
+        events.append(&mut sender.events);
+        events.append(&mut received);
+        Ok((RemoteAnswer::new(tokens, done)?, proof))
+    }
+}
+
+impl Outcome {
+    fn new(output: Output, mut events: Vec<Event>, sent: WireBytes) -> Self {
+        events.sort_by_key(|e| (e.clock, e.t_ns));
+        Self {
+            output,
+            events,
+            wire_payload_bytes: sent.payload_bytes,
+            wire_framing_bytes: sent.framing_bytes + sent.control_bytes,
+        }
+    }
+}
+
+/// Runs one request wholly on this node.
+pub async fn single(node: &PrefillNode, request: &Request) -> anyhow::Result<Outcome> {
+    let layout = node.compute.engine().shape().kv_layout(request.kv_dtype);
+    let cache = node.pool.take(layout, request.cache_tokens())?;
+    let (report, finished) = tokio::sync::oneshot::channel();
+    let work = request.clone();
+    let clock = Clock::start(Node::Prefill);
+    node.compute.submit(move |engine| {
+        let mut events = vec![clock.event(EventName::RequestStart)];
+        let (mut tokens, mut steps) = (Vec::new(), Vec::new());
+        let mut emit = |emission| match emission {
+            Emission::Event(event) => events.push(event),
+            Emission::Token { index, token } => {
+                events.push(clock.indexed(EventName::Token, index));
+                tokens.push(token);
+            }
+            Emission::Proof(proof) => steps.push(proof),
+            Emission::LayerDone(_) => {}
+        };
+        let outcome = (|| {
+            let first = generation::prefill(engine, &work, &cache, clock, &mut emit)?;
+            let never = AtomicBool::new(false);
+            generation::decode(engine, &work, &cache, first, clock, &never, &mut emit)
+        })();
+        let _ = report.send(outcome.map(|finish| (finish, events, tokens, steps)));
+    });
+    let (finish, mut events, tokens, steps) =
+        finished.await.context("the compute thread failed")??;
+    events.push(end_of_request(&events, clock));
+    let output = Output {
+        text: node.compute.engine().tokenizer.decode(&tokens)?,
+        tokens,
+        finish,
+        steps,
+        sent_cache_digest: None,
+        landed_cache_digest: None,
+    };
+    Ok(Outcome::new(output, events, WireBytes::default()))
+}
+
+/// The end of a request is its last token.
+fn end_of_request(events: &[Event], clock: Clock) -> Event {
+    let last = events.iter().rfind(|e| e.name == EventName::Token);
+    Event {
+        t_ns: last.map_or(0, |e| e.t_ns),
+        ..clock.event(EventName::RequestEnd)
+    }
+}
+
+fn silence() -> WireError {
+    WireError::Timeout {
+        what: "waiting for the decode node",
+        after: SILENCE_TIMEOUT,
+    }
+}
+
+/// Tokens of one layer that fit a piece of the size that both nodes take.
+fn piece_tokens(row_bytes: usize, peer: &Introduction) -> usize {
+    let limit = crate::wire::MAX_PIECE_BYTES.min(peer.limits.max_piece_bytes);
+    // The handshake refuses a limit below one token.
+    (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).max(1)
+}
+
+/// Starts prefill on the compute thread; its emissions end when it does.
+fn start_prefill(
+    node: &PrefillNode,
+    request: &Request,
+    cache: &Arc<Pooled>,
+    clock: Clock,
+) -> (
+    UnboundedReceiver<Emission>,
+    tokio::sync::oneshot::Receiver<anyhow::Result<()>>,
+) {
+    let (sender, emissions) = unbounded_channel();
+    let (report, prefilled) = tokio::sync::oneshot::channel();
+    let (work, cache) = (request.clone(), Arc::clone(cache));
+    node.compute.submit(move |engine| {
+        let outcome = generation::prefill(engine, &work, &cache, clock, &mut |emission| {
+            // The token's time is taken here, where it is known first, not where it is handled.
+            if let Emission::Token { index, .. } = emission {
+                let event = clock.indexed(EventName::Token, index);
+                let _ = sender.send(Emission::Event(event));
+            }
+            let _ = sender.send(emission);
+        });
+        drop((sender, cache));
+        let _ = report.send(outcome.map(|_| ()));
+    });
+    (emissions, prefilled)
+}
+
+/// Collects a prefill that no transfer follows.
+async fn first_token_alone(
+    mut emissions: UnboundedReceiver<Emission>,
+    events: &mut Vec<Event>,
+    tokens: &mut Vec<u32>,
+) -> Option<StepProof> {
+    let mut proof = None;
+    while let Some(emission) = emissions.recv().await {
+        match emission {
+            Emission::Event(event) => events.push(event),
+            Emission::Token { token, .. } => tokens.push(token),
+            Emission::Proof(taken) => proof = Some(taken),
+            Emission::LayerDone(_) => {}
+        }
+    }
+    proof
+}
+
+/// How far sending is, for the receiver's patience.
+#[derive(Debug)]
+struct Progress {
+    all_sent: Cell<bool>,
+    last_sign_of_life: Cell<Instant>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            all_sent: Cell::new(false),
+            last_sign_of_life: Cell::new(Instant::now()),
+        }
+    }
+}
+
+impl Progress {
+    fn alive(&self) {
+        self.last_sign_of_life.set(Instant::now());
+    }
+
+    fn all_sent(&self) {
+        self.alive();
+        self.all_sent.set(true);
+    }
+
+    /// Resolves when the decode node has all it needs and has been silent for too long.
+    async fn silence(&self) {
+        loop {
+            let deadline = self.last_sign_of_life.get() + SILENCE_TIMEOUT;
+            if self.all_sent.get() && Instant::now() >= deadline {
+                return;
+            }
+            // Before all is sent the deadline may be past already; look again in a while.
+            let soon = Instant::now() + Duration::from_secs(1);
+            tokio::time::sleep_until(deadline.max(soon).into()).await;
+        }
+    }
+}
+
+/// Sends one request's cache and its first token.
+struct Sender<'a> {
+    writer: &'a mut FrameWriter<OwnedWriteHalf>,
+    session: u64,
+    number: u64,
+    cache: &'a Pooled,
+    piece_tokens: usize,
+    clock: Clock,
+    progress: &'a Progress,
+    events: Vec<Event>,
+    first_token: Option<u32>,
+    proof: Option<StepProof>,
+}
+
+impl Sender<'_> {
+    async fn run(
+        &mut self,
+        request: &Request,
+        transfer: Transfer,
+        mut emissions: UnboundedReceiver<Emission>,
+    ) -> anyhow::Result<()> {
+        while let Some(emission) = emissions.recv().await {
+            match emission {
+                Emission::Event(event) => self.events.push(event),
+                Emission::Proof(proof) => self.proof = Some(proof),
+                Emission::LayerDone(_) => match transfer {
+                    Transfer::Bulk => {}
+                },
+                Emission::Token { token, .. } => {
+                    self.first_token = Some(token);
+                    let start = Start { first_token: token };
+                    (self.writer)
+                        .write_control(Kind::Start, self.session, self.number, &start)
+                        .await?;
+                    match transfer {
+                        Transfer::Bulk => self.send_all(request.prompt.len()).await?,
+                    }
+                    self.progress.all_sent();
+                }
+            }
+        }
+        anyhow::ensure!(self.first_token.is_some(), "prefill ended without a token");
+        Ok(())
+    }
+
+    async fn send_all(&mut self, tokens: usize) -> anyhow::Result<()> {
+        for layer in 0..self.cache.layout().n_layers {
+            for start in (0..tokens).step_by(self.piece_tokens) {
+                let end = tokens.min(start + self.piece_tokens);
+                self.send_piece(layer, start..end).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_piece(
+        &mut self,
+        layer: usize,
+        tokens: std::ops::Range<usize>,
+    ) -> anyhow::Result<()> {
+        let run = PieceHeader {
+            session: self.session,
+            request: self.number,
+            layer: layer as u32,
+            token_start: tokens.start as u32,
+            token_count: tokens.len() as u32,
+        };
+        let event = |clock: Clock, name| Event {
+            layer: Some(run.layer),
+            token_start: Some(run.token_start),
+            stream: Some(0),
+            ..clock.event(name)
+        };
+        let bytes = self.cache.read(layer, tokens)?;
+        self.events.push(event(self.clock, EventName::PieceOffered));
+        self.writer.write_piece(run, bytes).await?;
+        self.events.push(event(self.clock, EventName::PieceSent));
+        Ok(())
+    }
+}
+
+/// Reads acknowledgements and tokens until the decode node is done.
+async fn receive(
+    reader: &mut FrameReader<OwnedReadHalf>,
+    session: u64,
+    number: u64,
+    clock: Clock,
+    progress: &Progress,
+    events: &mut Vec<Event>,
+    tokens: &mut Vec<u32>,
+) -> anyhow::Result<Done> {
+    loop {
+        let header: Header = tokio::select! {
+            header = reader.read_header() => header?,
+            () = progress.silence() => return Err(silence().into()),
+        };
+        progress.alive();
+        if (header.session, header.request) != (session, number) {
+            anyhow::bail!(
+                "the decode node answers request {} instead of {number}: build both nodes from \
+                 one commit",
+                header.request
+            );
+        }
+        match header.kind {
+            Kind::Ack => {
+                reader.finish_empty(&header)?;
+                events.push(Event {
+                    layer: Some(header.layer),
+                    token_start: Some(header.token_start),
+                    stream: Some(0),
+                    ..clock.event(EventName::PieceAcknowledged)
+                });
+            }
+            Kind::Token => {
+                let message: TokenMessage = reader.read_control(&header).await?;
+                events.push(clock.indexed(EventName::Token, message.index));
+                tokens.push(message.token);
+            }
+            Kind::Done => {
+                events.push(end_of_request(events, clock));
+                return Ok(reader.read_control(&header).await?);
+            }
+            _ => return Err(reader.unwanted(&header, Kind::Token).await.into()),
+        }
+    }
+}
+
+/// What came back from the decode node.
+struct RemoteAnswer {
+    tokens: Vec<u32>,
+    finish: Finish,
+    steps: Vec<StepProof>,
+    remote_events: Vec<Event>,
+    cache_digest: Option<String>,
+}
+
+impl RemoteAnswer {
+    fn new(tokens: Vec<u32>, done: Done) -> anyhow::Result<Self> {
+        let finish = match done.finish.as_str() {
+            "length" => Finish::Length,
+            "eos" => Finish::EndOfSequence,
+            other => anyhow::bail!(
+                "the decode node ended with {other:?}: build both nodes from one commit"
+            ),
+        };
+        let proof = |step: StepRecord| StepProof {
+            digest: step.digest,
+            top: step.top,
+            proof_ns: step.digest_ns,
+        };
+        Ok(Self {
+            tokens,
+            finish,
+            steps: done.steps.into_iter().map(proof).collect(),
+            remote_events: done.events.into_iter().filter_map(from_wire).collect(),
+            cache_digest: done.cache_digest,
+        })
+    }
+
+    /// The answer of a request that needed no decode node.
+    fn only_here(tokens: Vec<u32>) -> Self {
+        Self {
+            tokens,
+            finish: Finish::Length,
+            steps: Vec::new(),
+            remote_events: Vec::new(),
+            cache_digest: None,
+        }
+    }
+}
+
+/// A decode node's event; those of kinds that this build does not know are left out.
+fn from_wire(event: crate::wire::message::Event) -> Option<Event> {
+    Some(Event {
+        node: Node::Decode,
+        clock: Node::Decode,
+        name: serde_json::from_value(event.name.into()).ok()?,
+        layer: event.layer,
+        chunk: event.chunk,
+        token_start: event.token_start,
+        stream: event.stream,
+        t_ns: event.t_ns,
+    })
+}

@@ -1,0 +1,207 @@
+//! What the commands that run a model do before anything is measured: threads, output folder,
+//! model, prompts, and an empty record.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::cli::{ModelArgs, PromptArgs, RequestArgs, RunArgs, TokenArgs};
+use crate::environment::Environment;
+use crate::experiment::{Plan, Way, now};
+use crate::failure::Failure;
+use crate::metrics::{Environments, ModelRecord, Record, RunInfo, SCHEMA_VERSION, Setting, Status};
+use crate::model::cache_pool::CachePool;
+use crate::model::engine::Engine;
+use crate::model::source::{self, ModelFile, ModelSpec};
+use crate::node;
+use crate::node::compute::Compute;
+use crate::node::prefill::PrefillNode;
+use crate::terminal::Terminal;
+use crate::wire::Token;
+use crate::workload::{self, PlainText, Prompt};
+
+/// Compute threads: the flag, else what the user told the compute libraries, else all cores that
+/// this process may use.
+pub fn threads(flag: Option<u16>) -> usize {
+    let variable = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    (flag.map(usize::from).or_else(variable).filter(|n| *n > 0)).unwrap_or_else(cores)
+}
+
+/// Creates the output folder before any work is done, so that a wrong path costs nothing.
+pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBuf> {
+    let folder = match out {
+        Some(folder) => folder.to_path_buf(),
+        None => {
+            let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+            Path::new("reports").join(format!("{time}-{command}"))
+        }
+    };
+    let run_file = folder.join(RUN_FILE);
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| tempfile::NamedTempFile::new_in(&folder).map(drop))
+        .map_err(|e| {
+            Failure::Setting(format!(
+                "cannot write into {}: {e}: choose another folder with --out",
+                folder.display()
+            ))
+        })?;
+    if run_file.exists() {
+        return Err(Failure::Setting(format!(
+            "{} exists and records are never overwritten: choose another folder with --out",
+            run_file.display()
+        ))
+        .into());
+    }
+    Ok(folder)
+}
+
+/// The record's name in an output folder.
+pub const RUN_FILE: &str = "run.json";
+
+/// Finds or fetches the model file.
+pub fn model_file(args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<ModelFile> {
+    let spec = ModelSpec::parse(&args.model)?;
+    Ok(source::resolve(&spec, args.offline, terminal.fetch())?)
+}
+
+/// A loaded model.
+pub struct Loaded {
+    /// Ready to run.
+    pub engine: Arc<Engine>,
+    /// From opening the file to being ready.
+    pub load_ns: u64,
+}
+
+/// Loads the model.
+pub fn load(file: &ModelFile, args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<Loaded> {
+    let started = Instant::now();
+    let task = terminal.task("loading the model", 1);
+    let progress = |done: usize, total: usize| task.layers(done, total);
+    let engine = Engine::load(&file.path, &file.sha256, args.weights, &progress)?;
+    Ok(Loaded {
+        engine: Arc::new(engine),
+        load_ns: started.elapsed().as_nanos() as u64,
+    })
+}
+
+/// The prompts that the flags ask for, tokenized and checked against the context.
+pub fn prompts(
+    args: &PromptArgs,
+    plain: PlainText,
+    engine: &Engine,
+) -> anyhow::Result<Vec<Prompt>> {
+    let tokenizer = &engine.tokenizer;
+    let encode = |text: &str| tokenizer.encode(text);
+    let prompts = if args.prompt_tokens.is_empty() {
+        let texts = match (&args.prompts, &args.prompt[..]) {
+            (Some(path), _) => workload::read_path(path, plain)?,
+            (None, []) => workload::built_in(),
+            (None, texts) => workload::from_flags(texts)?,
+        };
+        let render = |text: &str| match args.raw {
+            true => Ok(text.to_string()),
+            false => tokenizer.chat(&[("user", text)]),
+        };
+        workload::tokenize(texts, args.output_tokens, render, encode)?
+    } else {
+        let mut lengths = args.prompt_tokens.clone();
+        lengths.sort_unstable();
+        lengths.dedup();
+        workload::grid(&lengths, args.output_tokens, encode)?
+    };
+    crate::experiment::check_lengths(engine, &prompts)?;
+    Ok(prompts)
+}
+
+/// Compute and memory of this node.
+pub fn prefill_node(loaded: &Loaded, environment: &Environment) -> anyhow::Result<PrefillNode> {
+    Ok(PrefillNode {
+        compute: Compute::start(Arc::clone(&loaded.engine))?,
+        pool: CachePool::new(node::cache_limit_bytes(environment)),
+    })
+}
+
+/// The plan that the flags describe.
+pub fn plan(prompts: Vec<Prompt>, ways: Vec<Way>, request: &RequestArgs, run: &RunArgs) -> Plan {
+    Plan {
+        prompts,
+        ways,
+        repeats: run.repeats,
+        warmup: run.warmup,
+        seed: run.seed,
+        kv_dtype: request.kv_dtype,
+        chunk_tokens: request.chunk_tokens,
+    }
+}
+
+/// A record of nothing yet.
+pub fn record(
+    command: &str,
+    settings: BTreeMap<String, Setting>,
+    environment: Environment,
+    loaded: &Loaded,
+    request: &RequestArgs,
+    seed: u64,
+) -> Record {
+    let shape = loaded.engine.shape();
+    let identity = &loaded.engine.identity;
+    Record {
+        schema_version: SCHEMA_VERSION,
+        run: RunInfo {
+            command: command.to_string(),
+            argv: std::env::args_os()
+                .map(|a| a.to_string_lossy().into_owned())
+                .collect(),
+            tool_version: environment.build.tool_version.clone(),
+            git_revision: environment.build.git_revision.clone(),
+            profile: environment.build.profile.clone(),
+            started_at: now(),
+            finished_at: None,
+            status: Status::Running,
+            seed,
+            error: None,
+        },
+        configuration: settings,
+        environment: Environments {
+            prefill: environment,
+            decode: None,
+        },
+        model: ModelRecord {
+            name: identity.name.clone(),
+            file_sha256: identity.file_sha256.clone(),
+            weights: identity.weights.clone(),
+            fingerprint: identity.fingerprint(),
+            weight_bytes: loaded.engine.weight_bytes() as u64,
+            n_layers: shape.n_layers as u32,
+            n_kv_heads: shape.n_kv_heads as u32,
+            head_dim: shape.head_dim as u32,
+            kv_bytes_per_token: shape.kv_layout(request.kv_dtype).bytes_per_token() as u64,
+            load_ns: loaded.load_ns,
+        },
+        link: None,
+        cases: Vec::new(),
+    }
+}
+
+/// The shared token, from its file or its variable.
+pub fn token(args: &TokenArgs) -> anyhow::Result<Option<Token>> {
+    match &args.token_file {
+        Some(path) => Ok(Some(Token::from_file(path).context("--token-file")?)),
+        None => Ok(Token::from_env()?),
+    }
+}
+
+/// Refuses to go off loopback without a token, unless the user said so aloud.
+pub fn demand_token(token: Option<&Token>, args: &TokenArgs, address: &str) -> Result<(), Failure> {
+    if token.is_some() || args.insecure {
+        return Ok(());
+    }
+    Err(Failure::Setting(format!(
+        "{address} is not on loopback and no token is set: give both nodes the same secret with \
+         --token-file or DISAGG_TOKEN, or say --insecure"
+    )))
+}

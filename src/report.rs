@@ -1,0 +1,89 @@
+//! What people see of a run: tables, charts and the report folder, each a pure function of the
+//! record. Nothing here measures, and `run.json` itself is the record's to write.
+
+pub mod charts;
+#[cfg(test)]
+pub mod fixture;
+mod markdown;
+pub mod number;
+pub mod tables;
+mod terminal;
+
+pub use terminal::{settings, to_terminal};
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::metrics::summary::Summary;
+use crate::metrics::{Record, write_atomically};
+
+/// Writes `summary.json`, the charts that have something to show and `report.md` into a folder,
+/// which is made if it is missing. Returns the paths written; the same record gives the same bytes.
+pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the report folder {}", folder.display()))?;
+    let summary = Summary::of(record);
+    let charts = charts::all(&summary);
+    let mut files = vec![(
+        "summary.json",
+        serde_json::to_string_pretty(&summary)? + "\n",
+    )];
+    let report = markdown::report(record, &summary, &charts);
+    files.extend(charts.into_iter().map(|chart| (chart.file, chart.svg)));
+    files.push(("report.md", report));
+    let mut written = Vec::new();
+    for (name, content) in files {
+        let path = folder.join(name);
+        write_atomically(&path, content.as_bytes())?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture::{record, usual_case};
+
+    #[test]
+    fn the_same_record_gives_the_same_bytes() {
+        let record = record(vec![usual_case(128), usual_case(512)]);
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let written = write_folder(&record, &a.path().join("new/folder")).unwrap();
+        let again = write_folder(&record, b.path()).unwrap();
+        let names = |paths: &[PathBuf]| -> Vec<_> {
+            (paths.iter())
+                .map(|p| p.file_name().unwrap().to_owned())
+                .collect()
+        };
+        assert_eq!(names(&written), names(&again));
+        assert!(names(&written).contains(&"phases.svg".into()));
+        for (one, other) in written.iter().zip(&again) {
+            assert_eq!(fs::read(one).unwrap(), fs::read(other).unwrap(), "{one:?}");
+        }
+        let read: Summary =
+            serde_json::from_slice(&fs::read(b.path().join("summary.json")).unwrap()).unwrap();
+        assert_eq!(read.cases.len(), 2);
+    }
+
+    #[test]
+    fn an_empty_record_still_has_a_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = write_folder(&record(vec![]), folder.path()).unwrap();
+        assert_eq!(written.len(), 2);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = write_folder(&record(vec![]), &file.path().join("x")).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("cannot make the report folder"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! Charts as SVG, drawn with plotters: what they share. One file a chart.
+//!
+//! Readable on light and dark pages: every chart brings its own background, and both it and the
+//! ink follow the reader's colour scheme. Series colours are those of Okabe and Ito, which
+//! colour-blind people tell apart, and work on either background.
+
+mod phases;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::number::significant;
+use crate::metrics::summary::Summary;
+
+/// A finished chart.
+pub struct Chart {
+    /// Name of its file.
+    pub file: &'static str,
+    /// Title, as drawn.
+    pub title: String,
+    /// What to see in it, in a sentence.
+    pub caption: String,
+    /// The picture.
+    pub svg: String,
+}
+
+/// All charts of a run that have something to show.
+pub fn all(summary: &Summary) -> Vec<Chart> {
+    [phases::chart(summary)].into_iter().flatten().collect()
+}
+
+/// The stacked phases of every arm as SVG; `None` when no request was measured.
+pub fn phases(summary: &Summary) -> Option<String> {
+    phases::chart(summary).map(|chart| chart.svg)
+}
+
+/// Width of every chart, in pixels.
+const WIDTH: i32 = 960;
+/// Free space at the edges, in pixels.
+const MARGIN: i32 = 24;
+
+// Okabe and Ito's palette.
+const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
+const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
+const GREEN: RGBColor = RGBColor(0x00, 0x9E, 0x73);
+const PURPLE: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
+const GREY: RGBColor = RGBColor(0x99, 0x99, 0x99);
+
+// These change with the reader's colour scheme, so nothing else may use them.
+const PAPER: RGBColor = RGBColor(0xFF, 0xFF, 0xFF);
+const INK: RGBColor = RGBColor(0x1B, 0x1B, 0x1B);
+const FAINT: RGBColor = RGBColor(0xD8, 0xD8, 0xD8);
+
+// These do not: they stand on series colours.
+const ON_DARK: RGBColor = RGBColor(0xFE, 0xFE, 0xFE);
+const ON_LIGHT: RGBColor = RGBColor(0x0A, 0x0A, 0x0A);
+
+/// Swaps paper and ink where the reader prefers dark. plotters writes colours as attributes,
+/// which any rule of a style sheet overrides.
+const STYLE: &str = "<style>@media (prefers-color-scheme: dark) {\
+    .disagg-chart [fill=\"#FFFFFF\"] { fill: #15181C }\
+    .disagg-chart [fill=\"#1B1B1B\"] { fill: #ECECEC }\
+    .disagg-chart [stroke=\"#1B1B1B\"] { stroke: #ECECEC }\
+    .disagg-chart [stroke=\"#D8D8D8\"] { stroke: #3A4048 }\
+    }</style>";
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Painted<T = ()> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
+
+/// A chart `height` pixels high with its title and subtitle, the rest painted by `paint`.
+fn draw(
+    file: &'static str,
+    height: i32,
+    title: &str,
+    subtitle: &str,
+    caption: String,
+    paint: impl for<'a> FnOnce(&Area<'a>) -> Painted,
+) -> Option<Chart> {
+    let mut svg = String::new();
+    {
+        let size = (u32::try_from(WIDTH).ok()?, u32::try_from(height).ok()?);
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let painted = (|| {
+            area.fill(&PAPER)?;
+            text(&area, title, (MARGIN, 30), TITLE)?;
+            text(&area, subtitle, (MARGIN, 54), BODY)?;
+            paint(&area)?;
+            area.present()
+        })();
+        // Into a string there is nothing to fail; a chart less is better than a run less.
+        painted.ok()?;
+    }
+    Some(Chart {
+        file,
+        svg: accessible(&svg, file.trim_end_matches(".svg"), title, &caption),
+        title: title.to_owned(),
+        caption,
+    })
+}
+
+/// Gives a picture its name and description for screen readers, and its style.
+fn accessible(svg: &str, id: &str, title: &str, description: &str) -> String {
+    let opening = format!(
+        "<svg class=\"disagg-chart\" role=\"img\" aria-labelledby=\"{id}-title {id}-desc\" \
+         style=\"max-width:100%;height:auto\" "
+    );
+    let head = format!(
+        ">\n<title id=\"{id}-title\">{}</title>\n<desc id=\"{id}-desc\">{}</desc>\n{STYLE}\n",
+        escaped(title),
+        escaped(description),
+    );
+    svg.replacen("<svg ", &opening, 1).replacen(">\n", &head, 1)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
+
+/// Text sizes.
+#[derive(Clone, Copy)]
+enum Size {
+    Title,
+    Body,
+    Small,
+}
+
+impl Size {
+    /// Font size in pixels.
+    fn px(self) -> f64 {
+        match self {
+            Self::Title => 18.0,
+            Self::Body => 14.0,
+            Self::Small => 12.0,
+        }
+    }
+
+    /// Room that a text takes at most in a usual sans-serif font; there is no font to ask.
+    fn width(self, text: &str) -> i32 {
+        (text.chars().count() as f64 * 0.6 * self.px()).ceil() as i32
+    }
+}
+
+/// How text is written.
+#[derive(Clone, Copy)]
+struct Pen {
+    size: Size,
+    anchor: HPos,
+    colour: RGBColor,
+}
+
+const TITLE: Pen = Pen::new(Size::Title);
+const BODY: Pen = Pen::new(Size::Body);
+const SMALL: Pen = Pen::new(Size::Small);
+
+impl Pen {
+    const fn new(size: Size) -> Self {
+        Self {
+            size,
+            anchor: HPos::Left,
+            colour: INK,
+        }
+    }
+
+    /// The text ends where it is put.
+    const fn to_left(self) -> Self {
+        Self {
+            anchor: HPos::Right,
+            ..self
+        }
+    }
+
+    const fn centred(self) -> Self {
+        Self {
+            anchor: HPos::Center,
+            ..self
+        }
+    }
+
+    const fn coloured(self, colour: RGBColor) -> Self {
+        Self { colour, ..self }
+    }
+}
+
+/// Writes a line of text, vertically centred on `at`.
+fn text(area: &Area, text: &str, at: (i32, i32), pen: Pen) -> Painted {
+    // plotters' SVG sizes are 1.24 times the font size that it writes.
+    let mut font = ("sans-serif", pen.size.px() * 1.24).into_font();
+    if matches!(pen.size, Size::Title) {
+        font = font.style(FontStyle::Bold);
+    }
+    let style = TextStyle::from(font)
+        .pos(Pos::new(pen.anchor, VPos::Center))
+        .color(&pen.colour);
+    area.draw(&Text::new(text.to_owned(), at, style))
+}
+
+fn rectangle(area: &Area, from: (i32, i32), to: (i32, i32), colour: RGBColor) -> Painted {
+    area.draw(&Rectangle::new([from, to], colour.filled()))
+}
+
+fn line(area: &Area, from: (i32, i32), to: (i32, i32), colour: RGBColor) -> Painted {
+    area.draw(&PathElement::new(vec![from, to], colour.stroke_width(1)))
+}
+
+/// A legend in one row.
+fn legend(area: &Area, entries: &[(&str, RGBColor)], at: (i32, i32)) -> Painted {
+    let (mut x, y) = at;
+    for (name, colour) in entries {
+        rectangle(area, (x, y - 6), (x + 13, y + 7), *colour)?;
+        text(area, name, (x + 20, y), BODY)?;
+        x += 20 + Size::Body.width(name) + 14;
+    }
+    Ok(())
+}
+
+/// Round values from 0 to at most `max`, about six of them.
+fn ticks(max: f64) -> Vec<f64> {
+    if !(max > 0.0 && max.is_finite()) {
+        return vec![0.0];
+    }
+    let magnitude = 10f64.powf((max / 5.0).log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|m| m * magnitude)
+        .into_iter()
+        .find(|step| max / step <= 6.0)
+        .unwrap_or(10.0 * magnitude);
+    (0..)
+        .map(|i| f64::from(i) * step)
+        .take_while(|t| *t <= max)
+        .collect()
+}
+
+/// A time in the unit that suits it.
+fn time(ms: f64) -> String {
+    match ms {
+        0.0 => "0".to_owned(),
+        ms if ms >= 10_000.0 => format!("{} s", significant(ms / 1e3, 3)),
+        ms => format!("{} ms", significant(ms, 3)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

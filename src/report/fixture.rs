@@ -1,0 +1,206 @@
+//! Records with chosen times, for the tests of what reads records.
+
+use std::collections::BTreeMap;
+
+use crate::environment::Environment;
+use crate::metrics::{
+    Agreement, Arm, Case, Check, Environments, Event, EventName, LinkRecord, ModelRecord, Node,
+    Origin, Record, RunInfo, SCHEMA_VERSION, Sample, Setting, Status, Transfer,
+};
+use crate::wire::message::KvDtype;
+use crate::wire::socket::SocketFacts;
+
+/// KV bytes a token takes in these records: SmolLM2-135M in f16.
+const KV_BYTES_PER_TOKEN: u64 = 23_040;
+
+/// Where the time of a request goes; all in ns.
+#[derive(Clone, Copy, Default)]
+pub struct Times {
+    pub prefill_ns: u64,
+    pub exposed_ns: u64,
+    pub handoff_ns: u64,
+    pub step_ns: u64,
+    pub residual_ns: u64,
+}
+
+/// A request of a prompt that takes these times and gives `output_tokens` tokens.
+pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: Times) -> Sample {
+    let split = arm == Arm::Split;
+    let decode_clock = if split { Node::Decode } else { Node::Prefill };
+    let mut events = Vec::new();
+    let mut push = |clock, name, chunk, t_ns| {
+        events.push(Event {
+            node: clock,
+            clock,
+            name,
+            layer: None,
+            chunk,
+            token_start: None,
+            stream: None,
+            t_ns,
+        });
+    };
+    push(Node::Prefill, EventName::RequestStart, None, 0);
+    push(Node::Prefill, EventName::PrefillStart, None, 0);
+    push(Node::Prefill, EventName::PrefillEnd, None, times.prefill_ns);
+    push(Node::Prefill, EventName::Token, Some(0), times.prefill_ns);
+    let mut user_ns = times.prefill_ns;
+    let mut decode_ns = if split { 1_000 } else { user_ns };
+    if split && output_tokens > 1 {
+        let acknowledged = times.prefill_ns + times.exposed_ns;
+        push(
+            Node::Prefill,
+            EventName::PieceOffered,
+            Some(0),
+            times.prefill_ns,
+        );
+        push(
+            Node::Prefill,
+            EventName::PieceAcknowledged,
+            Some(0),
+            acknowledged,
+        );
+        push(Node::Decode, EventName::CacheComplete, None, decode_ns);
+        decode_ns += times.handoff_ns;
+        user_ns = acknowledged + times.handoff_ns + times.residual_ns;
+    }
+    for token in 1..output_tokens {
+        push(decode_clock, EventName::StepStart, Some(token), decode_ns);
+        decode_ns += times.step_ns;
+        user_ns += times.step_ns;
+        push(decode_clock, EventName::StepEnd, Some(token), decode_ns);
+        push(Node::Prefill, EventName::Token, Some(token), user_ns);
+    }
+    Sample {
+        arm,
+        node: decode_clock,
+        transfer: split.then_some(Transfer::Bulk),
+        kv_dtype: KvDtype::F16,
+        wire_dtype: split.then_some(KvDtype::F16),
+        streams: split.into(),
+        chunk_tokens: None,
+        warmup: false,
+        repeat,
+        order: repeat,
+        wire_payload_bytes: if split { kv_bytes } else { 0 },
+        wire_framing_bytes: 0,
+        output: None,
+        events,
+        error: None,
+    }
+}
+
+/// A failed request.
+pub fn failed(arm: Arm, error: &str) -> Sample {
+    let mut sample = sample(arm, 0, 0, 1, Times::default());
+    sample.error = Some(error.to_owned());
+    sample
+}
+
+/// A prompt with five requests in each arm, the answers identical. The split arm takes `times`,
+/// the single arm the same without what only a split pays.
+pub fn case(prompt: &str, prompt_tokens: u32, output_tokens: u32, times: Times) -> Case {
+    let kv_bytes = KV_BYTES_PER_TOKEN * u64::from(prompt_tokens);
+    let samples = (0..5).flat_map(|repeat| {
+        // Samples spread by up to 1 %, their median is exact.
+        let spread = |ns: u64| (ns * (998 + u64::from(repeat))).div_ceil(1000);
+        let times = Times {
+            prefill_ns: spread(times.prefill_ns),
+            step_ns: spread(times.step_ns),
+            ..times
+        };
+        [Arm::Single, Arm::Split].map(|arm| sample(arm, repeat, kv_bytes, output_tokens, times))
+    });
+    Case {
+        prompt: prompt.to_owned(),
+        prompt_digest: "00".repeat(16),
+        prompt_tokens,
+        output_tokens,
+        kv_bytes,
+        samples: samples.collect(),
+        check: Some(Check {
+            landed: Some(true),
+            outputs: Agreement::Identical,
+            demanded: Agreement::Identical,
+            findings: Vec::new(),
+        }),
+    }
+}
+
+/// A case of usual proportions: 1 ms of prefill a token, 20 ms a step, 10 Gbps.
+pub fn usual_case(prompt_tokens: u32) -> Case {
+    let kv_bytes = KV_BYTES_PER_TOKEN * u64::from(prompt_tokens);
+    let times = Times {
+        prefill_ns: u64::from(prompt_tokens) * 1_000_000,
+        exposed_ns: kv_bytes * 8 / 10,
+        handoff_ns: 300_000,
+        step_ns: 20_000_000,
+        residual_ns: 100_000,
+    };
+    case(&format!("{prompt_tokens} tokens"), prompt_tokens, 50, times)
+}
+
+/// A complete release run between two machines over a link of unknown speed.
+pub fn record(cases: Vec<Case>) -> Record {
+    let mut prefill = Environment::capture(2);
+    prefill.build.profile = "release".into();
+    prefill.host.machine_id = "machine a".into();
+    prefill.network_interfaces.clear();
+    let mut decode = prefill.clone();
+    decode.host.machine_id = "machine b".into();
+    let argv = ["disagg-bench", "split", "--peer", "10.0.0.2:7600"];
+    let seed = Setting {
+        value: 7.into(),
+        origin: Origin::Default,
+    };
+    Record {
+        schema_version: SCHEMA_VERSION,
+        run: RunInfo {
+            command: "split".into(),
+            argv: argv.map(String::from).to_vec(),
+            tool_version: "0.1.0".into(),
+            git_revision: "0123456789ab".into(),
+            profile: "release".into(),
+            started_at: "2026-01-02T03:04:05Z".into(),
+            finished_at: Some("2026-01-02T03:05:05Z".into()),
+            status: Status::Complete,
+            seed: 7,
+            error: None,
+        },
+        configuration: BTreeMap::from([("seed".to_owned(), seed)]),
+        environment: Environments {
+            prefill,
+            decode: Some(decode),
+        },
+        model: ModelRecord {
+            name: "smollm2-135m".into(),
+            file_sha256: "b1".repeat(32),
+            weights: "q8_0 from q4_1".into(),
+            fingerprint: "f1".repeat(16),
+            weight_bytes: 150_000_000,
+            n_layers: 30,
+            n_kv_heads: 3,
+            head_dim: 64,
+            kv_bytes_per_token: KV_BYTES_PER_TOKEN,
+            load_ns: 1_000_000_000,
+        },
+        link: Some(LinkRecord {
+            transport: "tcp".into(),
+            loopback: false,
+            socket: SocketFacts {
+                local: ([10, 0, 0, 1], 40_000).into(),
+                peer: ([10, 0, 0, 2], 7_600).into(),
+                loopback: false,
+                congestion_control: Some("cubic".into()),
+                nodelay: true,
+                send_buffer_bytes: 87_380,
+                recv_buffer_bytes: 131_072,
+                mss_bytes: Some(1_448),
+            },
+            tcp_info_before: None,
+            tcp_info_after: None,
+            round_trips_ns: Vec::new(),
+        }),
+        cases,
+    }
+}

@@ -1,0 +1,285 @@
+//! The tables of a run, for a terminal and for Markdown, and the summary of the prefill role.
+//!
+//! Everything here is text made from a [`Summary`]; what it means is `verdict`'s.
+
+mod pipeline;
+
+pub use pipeline::pipeline_summary;
+
+use tabled::builder::Builder;
+use tabled::settings::formatting::AlignmentStrategy;
+use tabled::settings::object::{Columns, Rows};
+use tabled::settings::style::HorizontalLine;
+use tabled::settings::{Alignment, Modify, Padding, Style};
+
+use super::number::{count, one_line, significant};
+use crate::metrics::Arm;
+use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
+use crate::stats::Figure;
+
+/// Significant digits of a table's figures.
+const DIGITS: usize = 4;
+
+/// Stands for what is not defined, such as the transfer of the single arm.
+const NONE: &str = "-";
+
+/// A column of figures.
+struct Column {
+    /// Name over unit.
+    head: [&'static str; 2],
+    figure: fn(&SummaryArm) -> Option<Figure>,
+    /// Whether the ratio of the arms says something.
+    has_ratio: bool,
+    /// The column with the smallest rank goes first where the width is too small.
+    rank: u8,
+}
+
+const fn column(
+    head: [&'static str; 2],
+    figure: fn(&SummaryArm) -> Option<Figure>,
+    has_ratio: bool,
+    rank: u8,
+) -> Column {
+    Column {
+        head,
+        figure,
+        has_ratio,
+        rank,
+    }
+}
+
+const COLUMNS: [Column; 7] = [
+    column(["TTFT", "ms"], |a| a.ttft_ms, true, 3),
+    column(["TTST", "ms"], |a| a.ttst_ms, true, 2),
+    column(["TPOT", "ms"], |a| a.tpot_ms, true, 1),
+    column(["E2E", "ms"], |a| a.e2e_ms, true, 7),
+    column(["exposed", "ms"], |a| a.exposed_transfer_ms, false, 5),
+    column(
+        ["overhead", "% of E2E"],
+        |a| a.transfer_overhead_pct,
+        false,
+        6,
+    ),
+    column(["rate", "Gbps"], |a| a.effective_gbps, false, 4),
+];
+
+/// The arms of every case side by side, at most `width` columns wide: medians, the spread of E2E,
+/// a row of ratios, then what the checks gave. Columns that do not fit are left out.
+pub fn comparison_table(summary: &Summary, width: usize) -> String {
+    let mut columns: Vec<&Column> = COLUMNS.iter().collect();
+    let table = loop {
+        let table = terminal_table(summary, &columns);
+        let is_wide = table.lines().any(|line| line.chars().count() > width);
+        if !is_wide || columns.len() == 1 {
+            break table;
+        }
+        let rank = columns.iter().map(|c| c.rank).min();
+        columns.retain(|c| Some(c.rank) != rank);
+    };
+    let mut notes = vec![samples_note(summary) + "; ±: half of max - min"];
+    notes.extend(checks_note(summary));
+    notes.extend(failures(summary));
+    let notes: Vec<String> = notes.iter().flat_map(|note| wrapped(note, width)).collect();
+    format!("{table}\n{}\n", notes.join("\n"))
+}
+
+fn terminal_table(summary: &Summary, columns: &[&Column]) -> String {
+    let mut builder = Builder::default();
+    let heads = columns.iter().map(|c| c.head.join("\n"));
+    let (first, last) = (
+        ["prompt\ntokens".to_owned(), "arm".to_owned()],
+        "± %\nE2E".to_owned(),
+    );
+    builder.push_record(first.into_iter().chain(heads).chain([last]));
+    for case in &summary.cases {
+        let mut tokens = case.prompt_tokens.to_string();
+        if case.arms.is_empty() {
+            let nothing = columns.iter().map(|_| NONE.to_owned());
+            let row = [tokens.clone(), "failed".to_owned()]
+                .into_iter()
+                .chain(nothing);
+            builder.push_record(row.chain([NONE.to_owned()]));
+        }
+        for arm in &case.arms {
+            let figures = columns.iter().map(|c| median((c.figure)(arm)));
+            let row = [std::mem::take(&mut tokens), name(case, arm, "\n")];
+            builder.push_record(row.into_iter().chain(figures).chain([spread(arm.e2e_ms)]));
+        }
+        if let Some((single, split)) = pair(case) {
+            let ratios = columns.iter().map(|c| match c.has_ratio {
+                true => ratio((c.figure)(single), (c.figure)(split)),
+                false => String::new(),
+            });
+            let row = [String::new(), "ratio".to_owned()]
+                .into_iter()
+                .chain(ratios);
+            builder.push_record(row.chain([String::new()]));
+        }
+    }
+    let style = Style::empty().horizontals([(1, HorizontalLine::new('─'))]);
+    let mut table = builder.build();
+    table
+        .with(style)
+        .with(Padding::new(0, 2, 0, 0))
+        .with(AlignmentStrategy::PerLine)
+        .with(Modify::new(Columns::new(..)).with(Alignment::right()))
+        .with(Modify::new(Columns::one(1)).with(Alignment::left()))
+        .with(Modify::new(Rows::first()).with(Alignment::bottom()));
+    let lines = table.to_string();
+    lines
+        .lines()
+        .map(str::trim_end)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// The same table in Markdown, with all columns, the prompts' names and the range of E2E.
+pub fn markdown_table(summary: &Summary) -> String {
+    let mut builder = Builder::default();
+    let heads = COLUMNS
+        .iter()
+        .map(|c| format!("{} {}", c.head[0], c.head[1]));
+    let first = ["prompt", "tokens", "arm", "n"].map(String::from);
+    let last = ["E2E min to max ms", "check"].map(String::from);
+    builder.push_record(first.into_iter().chain(heads).chain(last));
+    for case in &summary.cases {
+        let check = case.outputs.map_or(NONE.to_owned(), |o| o.to_string());
+        let lead = |arm: String, n: String| {
+            [cell(&case.prompt), case.prompt_tokens.to_string(), arm, n].into_iter()
+        };
+        if case.arms.is_empty() {
+            let nothing = COLUMNS.iter().map(|_| NONE.to_owned());
+            let last = [NONE.to_owned(), check.clone()];
+            builder.push_record(lead("failed".into(), "0".into()).chain(nothing).chain(last));
+        }
+        for arm in &case.arms {
+            let figures = COLUMNS.iter().map(|c| median((c.figure)(arm)));
+            let range = arm.e2e_ms.map_or(NONE.to_owned(), |f| {
+                format!(
+                    "{} to {}",
+                    significant(f.min, DIGITS),
+                    significant(f.max, DIGITS)
+                )
+            });
+            let n = arm.e2e_ms.map_or(0, |f| f.n).to_string();
+            let row = lead(name(case, arm, " "), n).chain(figures);
+            builder.push_record(row.chain([range, check.clone()]));
+        }
+    }
+    let mut table = builder.build();
+    table
+        .with(Style::markdown())
+        .with(Modify::new(Columns::new(1..)).with(Alignment::right()));
+    format!("{table}\n\n{}\n", samples_note(summary))
+}
+
+/// Text that may stand in a cell of a Markdown table.
+pub(super) fn cell(text: &str) -> String {
+    one_line(text, 120)
+        .replace('\\', "\\\\")
+        .replace('|', "\\|")
+}
+
+fn median(figure: Option<Figure>) -> String {
+    figure.map_or(NONE.to_owned(), |f| significant(f.median, DIGITS))
+}
+
+/// Half of the range from smallest to largest, in percent of the median.
+fn spread(figure: Option<Figure>) -> String {
+    let percent = |f: Figure| 50.0 * (f.max - f.min) / f.median;
+    let figure = figure.filter(|f| f.n > 1 && f.median > 0.0);
+    figure.map_or(NONE.to_owned(), |f| format!("{:.1}", percent(f)))
+}
+
+/// How many times the single arm's time the split arm takes.
+fn ratio(single: Option<Figure>, split: Option<Figure>) -> String {
+    match (single, split) {
+        (Some(single), Some(split)) if single.median > 0.0 => {
+            format!("{:.2}x", split.median / single.median)
+        }
+        _ => NONE.to_owned(),
+    }
+}
+
+/// Both arms of a case that ran in one way each.
+fn pair(case: &SummaryCase) -> Option<(&SummaryArm, &SummaryArm)> {
+    match case.arms.as_slice() {
+        [a, b] if (a.arm, b.arm) == (Arm::Single, Arm::Split) => Some((a, b)),
+        _ => None,
+    }
+}
+
+/// An arm's name, with what tells it from other ways of running the same arm.
+pub(super) fn name(case: &SummaryCase, arm: &SummaryArm, separator: &str) -> String {
+    let mut name = arm.arm.to_string();
+    if case.arms.iter().filter(|a| a.arm == arm.arm).count() > 1 {
+        name += separator;
+        name += &match arm.transfer {
+            None => format!("@{}", arm.node),
+            Some(transfer) => format!("{transfer} x{}", arm.streams),
+        };
+    }
+    name
+}
+
+fn samples_note(summary: &Summary) -> String {
+    let arms = summary.cases.iter().flat_map(|c| &c.arms);
+    let counts: Vec<usize> = arms.map(|a| a.e2e_ms.map_or(0, |f| f.n)).collect();
+    let (Some(min), Some(max)) = (counts.iter().min(), counts.iter().max()) else {
+        return "no request was measured".to_owned();
+    };
+    let samples = match min == max {
+        true => count(*min, "sample"),
+        false => format!("{min} to {max} samples"),
+    };
+    format!(
+        "medians of {samples} an arm; exposed: transfer that the request waited for; rate: KV payload over wire-busy time, decimal Gbps"
+    )
+}
+
+fn checks_note(summary: &Summary) -> Option<String> {
+    let checked = summary.cases.iter().filter(|c| c.outputs.is_some()).count();
+    summary.outputs.map(|outputs| {
+        format!(
+            "check: outputs {outputs} ({} of {} compared)",
+            checked,
+            count(summary.cases.len(), "prompt")
+        )
+    })
+}
+
+fn failures(summary: &Summary) -> Vec<String> {
+    let failed = summary
+        .cases
+        .iter()
+        .filter_map(|c| Some((c, c.errors.first()?)));
+    failed
+        .map(|(case, first)| {
+            format!(
+                "failed: {} of prompt {} ({} tokens): {}",
+                count(case.errors.len(), "request"),
+                one_line(&case.prompt, 40),
+                case.prompt_tokens,
+                one_line(first, 200),
+            )
+        })
+        .collect()
+}
+
+/// Breaks a text between words into lines of at most `width` characters; longer words stay whole.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests;

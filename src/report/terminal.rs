@@ -1,0 +1,48 @@
+//! What a command prints when it is done, and the table of settings.
+
+use std::collections::BTreeMap;
+
+use tabled::builder::Builder;
+use tabled::settings::Style;
+
+use super::tables::{comparison_table, pipeline_summary};
+use crate::metrics::summary::Summary;
+use crate::metrics::{Arm, Record, Setting};
+
+/// Columns that tables keep to.
+const WIDTH: usize = 80;
+
+/// The finding first, then tables, then what makes them doubtful.
+pub fn to_terminal(record: &Record) -> String {
+    let summary = Summary::of(record);
+    let mut parts: Vec<String> = summary.verdict.iter().cloned().collect();
+    let single = |arm: &crate::metrics::summary::SummaryArm| arm.arm == Arm::Single;
+    if summary
+        .cases
+        .iter()
+        .any(|case| case.arms.iter().any(single))
+    {
+        parts.push(comparison_table(&summary, WIDTH));
+    } else {
+        for case in &summary.cases {
+            parts.extend(case.arm(Arm::Split).map(|arm| pipeline_summary(case, arm)));
+        }
+    }
+    parts.extend(summary.alarms.iter().map(|alarm| format!("! {alarm}")));
+    parts.join("\n\n")
+}
+
+/// Every setting with its value and origin.
+pub fn settings(settings: &BTreeMap<String, Setting>) -> String {
+    let mut table = Builder::new();
+    table.push_record(["setting", "value", "origin"]);
+    for (name, setting) in settings {
+        let value = match &setting.value {
+            serde_json::Value::Null => "-".to_string(),
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        table.push_record([name.clone(), value, setting.origin.to_string()]);
+    }
+    table.build().with(Style::blank()).to_string()
+}

@@ -1,0 +1,271 @@
+use super::*;
+use crate::metrics::{Agreement, Check};
+use crate::report::fixture::{Times, case, failed, record, usual_case};
+
+fn line(record: &Record) -> String {
+    finding(record).unwrap()
+}
+
+/// One case whose single arm takes 1 s, and whose split arm takes `exposed_ns` more.
+fn one_second(exposed_ns: u64) -> Record {
+    let times = Times {
+        prefill_ns: 500_000_000,
+        step_ns: 50_000_000,
+        exposed_ns,
+        ..Times::default()
+    };
+    record(vec![case("long", 1000, 11, times)])
+}
+
+fn keep_arm(record: &mut Record, arm: Arm) {
+    for case in &mut record.cases {
+        case.samples.retain(|s| s.arm == arm);
+        case.check = None;
+    }
+}
+
+#[test]
+fn a_slower_split_is_called_slower() {
+    assert_eq!(
+        line(&one_second(40_000_000)),
+        "split is 1.04x slower end to end than one node (1040 against 1000 ms at 1000 prompt tokens); \
+         transfer exposes 3.8% of E2E at 4.61 Gbps effective; outputs identical"
+    );
+}
+
+#[test]
+fn equal_means_within_half_a_percent() {
+    let overlapping = "within the spread of the samples";
+    let equal = line(&one_second(4_900_000));
+    assert!(
+        equal.starts_with("split is as fast end to end as one node ("),
+        "{equal}"
+    );
+    assert!(!equal.contains(overlapping), "{equal}");
+    let slower = line(&one_second(5_100_000));
+    assert!(slower.starts_with("split is 1.01x slower"), "{slower}");
+    assert!(line(&one_second(1_000_000)).contains(overlapping));
+}
+
+#[test]
+fn a_faster_split_is_called_faster() {
+    let mut record = one_second(0);
+    for sample in record.cases[0]
+        .samples
+        .iter_mut()
+        .filter(|s| s.arm == Arm::Single)
+    {
+        for event in &mut sample.events {
+            event.t_ns *= 2;
+        }
+    }
+    let line = line(&record);
+    assert!(
+        line.starts_with("split is 2.00x faster end to end than one node"),
+        "{line}"
+    );
+}
+
+#[test]
+fn the_longest_prompt_speaks_and_all_are_ranged() {
+    let line = line(&record(vec![
+        usual_case(128),
+        usual_case(2048),
+        usual_case(512),
+    ]));
+    assert!(
+        line.contains("at 2048 prompt tokens; 1.00x to 1.01x its time over 3 prompts)"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_failed_check_comes_first_and_hides_the_times() {
+    let mut record = record(vec![usual_case(128), usual_case(512)]);
+    record.run.status = Status::Failed;
+    record.cases[1].check = Some(Check {
+        landed: Some(true),
+        outputs: Agreement::Differ,
+        demanded: Agreement::Identical,
+        findings: vec!["logits of step 3 differ\nmore".into()],
+    });
+    assert_eq!(
+        line(&record),
+        "OUTPUTS DIFFER: prompt 512 tokens: logits of step 3 differ (1 of 2 prompts); \
+         the times of this run answer nothing until that is cured"
+    );
+    let check = record.cases[1].check.as_mut().unwrap();
+    check.findings.clear();
+    check.outputs = Agreement::Equivalent;
+    assert!(line(&record).contains("equivalent where identical is demanded"));
+    let check = record.cases[1].check.as_mut().unwrap();
+    check.outputs = Agreement::Identical;
+    check.landed = Some(false);
+    assert!(line(&record).contains("landed is not the one that was sent"));
+}
+
+#[test]
+fn what_ended_badly_says_so() {
+    let mut record = record(vec![usual_case(128)]);
+    record.run.status = Status::Interrupted;
+    assert!(line(&record).starts_with("RUN INTERRUPTED with 1 prompt measured: split is "));
+    record.run.status = Status::Failed;
+    record.run.error = Some("peer closed".into());
+    record.cases[0].samples = vec![failed(Arm::Split, "peer closed")];
+    record.cases[0].check = None;
+    assert_eq!(
+        line(&record),
+        "RUN FAILED with 0 prompts measured (peer closed): nothing was measured"
+    );
+    record.cases.clear();
+    record.run.status = Status::Complete;
+    assert_eq!(finding(&record), None);
+}
+
+#[test]
+fn one_arm_alone_is_not_compared() {
+    let mut single = one_second(0);
+    keep_arm(&mut single, Arm::Single);
+    assert_eq!(
+        line(&single),
+        "one node gives 11.0 tok/s (TTFT 500 ms, TPOT 50.0 ms, E2E 1000 ms at 1000 prompt tokens)"
+    );
+    let mut split = one_second(1_000_000);
+    keep_arm(&mut split, Arm::Split);
+    assert_eq!(
+        line(&split),
+        "split takes 1001 ms end to end at 1000 prompt tokens; \
+         transfer exposes 0.1% of E2E at 184 Gbps effective; no single arm to compare it with"
+    );
+}
+
+#[test]
+fn unchecked_prompts_are_counted() {
+    let mut record = record(vec![usual_case(128), usual_case(512)]);
+    record.cases[1].check = None;
+    assert!(line(&record).ends_with("outputs identical where compared (1 of 2 prompts)"));
+    record.cases[0].check = None;
+    assert!(line(&record).ends_with("outputs not compared"));
+}
+
+#[test]
+fn one_token_answers_send_no_cache() {
+    let times = Times {
+        prefill_ns: 1_000_000,
+        ..Times::default()
+    };
+    let line = line(&record(vec![case("one", 10, 1, times)]));
+    assert!(line.contains("; no cache was sent; "), "{line}");
+}
+
+#[test]
+fn a_sound_run_has_no_alarms() {
+    assert_eq!(alarms(&record(vec![usual_case(512)])), Vec::<String>::new());
+    assert_eq!(alarms(&record(vec![])), Vec::<String>::new());
+}
+
+fn only_alarm(record: &Record) -> String {
+    let mut alarms = alarms(record);
+    assert_eq!(alarms.len(), 1, "{alarms:?}");
+    alarms.remove(0)
+}
+
+#[test]
+fn debug_builds_are_named() {
+    let mut record = record(vec![usual_case(512)]);
+    record.environment.decode.as_mut().unwrap().build.profile = "debug".into();
+    assert!(only_alarm(&record).starts_with("the decode node is a debug build"));
+    record.run.profile = "debug".into();
+    assert!(only_alarm(&record).starts_with("the prefill node is a debug build"));
+}
+
+#[test]
+fn shared_machines_are_named_in_alarm_and_finding() {
+    let mut record = record(vec![usual_case(512)]);
+    let id = record.environment.prefill.host.machine_id.clone();
+    record.environment.decode.as_mut().unwrap().host.machine_id = id;
+    assert!(only_alarm(&record).starts_with("both nodes share one machine"));
+    assert!(line(&record).ends_with("; both nodes share one machine"));
+}
+
+#[test]
+fn five_samples_are_enough() {
+    let mut record = record(vec![usual_case(512)]);
+    record.cases[0].samples.pop();
+    assert_eq!(
+        only_alarm(&record),
+        "only 4 measured samples of split at 512 prompt tokens, so its median may be chance: \
+         use --repeats 5 or more"
+    );
+}
+
+#[test]
+fn failed_requests_are_counted() {
+    let mut record = record(vec![usual_case(512)]);
+    record.cases[0]
+        .samples
+        .push(failed(Arm::Split, "peer closed"));
+    assert!(only_alarm(&record).starts_with("1 of 11 requests failed"));
+}
+
+/// A split with a gap of 100 ms from first to second token, of which some is unexplained.
+fn with_residual(residual_ns: u64, gap_ns: u64) -> Record {
+    let times = Times {
+        prefill_ns: 1_000_000_000,
+        step_ns: 1_000,
+        exposed_ns: gap_ns - 1_000 - residual_ns,
+        residual_ns,
+        ..Times::default()
+    };
+    record(vec![case("x", 512, 5, times)])
+}
+
+#[test]
+fn a_residual_counts_above_one_millisecond_and_a_twentieth() {
+    assert!(alarms(&with_residual(5_000_000, 100_000_000)).is_empty());
+    let alarm = only_alarm(&with_residual(5_100_000, 100_000_000));
+    assert!(
+        alarm.starts_with("5.10 ms of the 100 ms from first to second token"),
+        "{alarm}"
+    );
+    assert!(alarms(&with_residual(1_000_000, 2_000_000)).is_empty());
+    assert!(!alarms(&with_residual(1_010_000, 2_000_000)).is_empty());
+}
+
+fn card(speed_mbps: Option<u64>, driver: Option<&str>) -> NetworkInterface {
+    NetworkInterface {
+        name: "x".into(),
+        speed_mbps,
+        mtu_bytes: None,
+        is_up: true,
+        driver: driver.map(String::from),
+        is_loopback: false,
+    }
+}
+
+#[test]
+fn nothing_is_faster_than_its_network_cards() {
+    // The usual case runs at 10 Gbps.
+    let with = |interfaces: Vec<NetworkInterface>| {
+        let mut record = record(vec![usual_case(512)]);
+        record.environment.prefill.network_interfaces = interfaces;
+        record
+    };
+    let slow = with(vec![card(Some(1_000), Some("igb"))]);
+    assert!(only_alarm(&slow).contains("more than the node's network cards carry (1.00 Gbps)"));
+    let fast = with(vec![
+        card(Some(10_000), Some("ixgbe")),
+        card(Some(1_000), Some("igb")),
+    ]);
+    assert!(alarms(&fast).is_empty());
+    let unknown = with(vec![
+        card(Some(1_000), Some("igb")),
+        card(None, Some("virtio_net")),
+    ]);
+    assert!(alarms(&unknown).is_empty());
+    let virtual_only = with(vec![card(Some(1_000), None)]);
+    assert!(alarms(&virtual_only).is_empty());
+    let mut loopback = slow;
+    loopback.link.as_mut().unwrap().loopback = true;
+    assert!(alarms(&loopback).is_empty());
+}
