@@ -1,7 +1,7 @@
 //! Whether the arms gave the same answer: landed, identical, equivalent (see METHODOLOGY.md).
 
 use crate::environment::{Environment, same_bits_expected};
-use crate::metrics::{Agreement, Case, Check, Environments, Output, Sample};
+use crate::metrics::{Agreement, BaselineUse, Case, Check, Environments, Output, Record, Sample};
 
 /// How far apart logits and tokens of unlike machines may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,11 +32,13 @@ impl Tolerance {
     }
 }
 
-/// What is demanded of two nodes: identical answers of like nodes, equivalent ones of unlike.
-pub fn demanded(environments: &Environments) -> Agreement {
-    let unlike =
-        |decode: &Environment| !same_bits_expected(&environments.prefill, decode).is_empty();
-    match environments.decode.as_ref().is_some_and(unlike) {
+/// What is demanded of a run: identical answers of like nodes, equivalent ones of unlike nodes or
+/// against a baseline of another host or build.
+pub fn demanded(record: &Record) -> Agreement {
+    let Environments { prefill, decode } = &record.environment;
+    let unlike = |decode: &Environment| !same_bits_expected(prefill, decode).is_empty();
+    let foreign = |baseline: &BaselineUse| baseline.stands_in && !baseline.warnings.is_empty();
+    match decode.as_ref().is_some_and(unlike) || record.baseline.as_ref().is_some_and(foreign) {
         true => Agreement::Equivalent,
         false => Agreement::Identical,
     }
@@ -105,8 +107,7 @@ fn compare(a: &Output, b: &Output, tolerance: Tolerance) -> (Agreement, Option<S
         for (id, score) in &x.top {
             let other = y.top.iter().find(|(other, _)| other == id);
             let difference = other.map_or(0.0, |(_, other)| (score - other).abs());
-            // Written so that a NaN counts as too far.
-            if !(difference <= tolerance.logits) {
+            if difference.is_nan() || difference > tolerance.logits {
                 let finding = format!("logits of token {i} differ by {difference}");
                 return (Agreement::Differ, Some(finding));
             }

@@ -129,6 +129,33 @@ pub struct RunArgs {
     /// Folder for run.json, summary.json and the report [default: reports/TIME-COMMAND]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// How the result is shown: jsonl and csv have one row a request, the others one an arm
+    #[arg(long, default_value = "table", value_name = "FORMAT")]
+    pub format: Format,
+    /// Write the result here instead of stdout (`-`)
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// How a result is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people: the finding, tables, what makes them doubtful
+    Table,
+    /// summary.json
+    Json,
+    /// One JSON object a request
+    Jsonl,
+    /// One line a request
+    Csv,
+    /// report.md
+    Md,
 }
 
 #[derive(Debug, Args)]
@@ -224,6 +251,9 @@ pub struct SplitArgs {
     /// The decode node [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Option<String>,
+    /// Take the single arm from this file instead of measuring it
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
     #[command(flatten)]
     pub link: LinkArgs,
     #[command(flatten)]

@@ -7,9 +7,12 @@ pub mod split;
 
 use std::path::Path;
 
+use crate::baseline::BaselineFile;
+use crate::cli::{Format, OutputArgs};
 use crate::experiment::{Experiment, Plan, Remote};
 use crate::failure::Failure;
-use crate::metrics::{Record, Sample, Status};
+use crate::metrics::summary::Summary;
+use crate::metrics::{Record, Sample, Status, write_atomically};
 use crate::node::prefill::PrefillNode;
 use crate::report;
 use crate::terminal::{self, Terminal};
@@ -26,6 +29,7 @@ async fn measure(
     plan: &Plan,
     node: &PrefillNode,
     remote: Option<Remote<'_>>,
+    stand_in: Option<&BaselineFile>,
     record: &mut Record,
     path: &Path,
     terminal: &Terminal,
@@ -41,6 +45,7 @@ async fn measure(
             remote,
             record,
             path,
+            stand_in,
             observer: &observer,
         };
         tokio::select! {
@@ -62,16 +67,40 @@ async fn measure(
     outcome
 }
 
-/// Writes the report beside the record and prints the finding, then the table.
-fn conclude(record: &Record, folder: &Path, outcome: anyhow::Result<()>) -> anyhow::Result<()> {
+/// Writes the report beside the record and shows the result as the user wants it.
+fn conclude(
+    record: &Record,
+    folder: &Path,
+    output: &OutputArgs,
+    outcome: anyhow::Result<()>,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
     if record.cases.iter().any(|case| !case.samples.is_empty()) {
         report::write_folder(record, folder)?;
-        terminal::print(&report::to_terminal(record))?;
-        terminal::print(&format!("report: {}", folder.display()))?;
+        output.show(record)?;
+        terminal.line(&format!("report: {}", folder.display()));
     }
     outcome?;
     match record.check_failed() {
         true => Err(Failure::OutputsDiffer.into()),
         false => Ok(()),
+    }
+}
+
+impl OutputArgs {
+    /// Renders the result and puts it on stdout or into the file that was asked for.
+    fn show(&self, record: &Record) -> anyhow::Result<()> {
+        let text = match self.format {
+            Format::Table => report::to_terminal(record),
+            Format::Json => serde_json::to_string_pretty(&Summary::of(record))?,
+            Format::Jsonl => report::samples_jsonl(record)?,
+            Format::Csv => report::samples_csv(record)?,
+            Format::Md => report::to_markdown(record),
+        };
+        match self.output.as_deref() {
+            None => terminal::print(text.trim_end()),
+            Some(path) if path == Path::new("-") => terminal::print(text.trim_end()),
+            Some(path) => write_atomically(path, (text.trim_end().to_owned() + "\n").as_bytes()),
+        }
     }
 }

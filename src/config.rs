@@ -100,17 +100,18 @@ pub fn resolve(
     let mut origins = BTreeMap::new();
     for argument in &arguments {
         let id = argument.get_id().as_str();
-        let conflicting = subcommand.get_arg_conflicts_with(argument);
         let said = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
         if said(id) {
             origins.insert(id.to_string(), Origin::Flag);
             continue;
         }
         // A flag beats what a file says of the settings that it excludes.
-        if conflicting
-            .iter()
-            .any(|other| said(other.get_id().as_str()))
-        {
+        let excluded = |other: &&clap::Arg| {
+            said(other.get_id().as_str())
+                && (subcommand.get_arg_conflicts_with(other).contains(argument)
+                    || subcommand.get_arg_conflicts_with(argument).contains(other))
+        };
+        if arguments.iter().any(excluded) {
             continue;
         }
         let found = layers

@@ -11,7 +11,7 @@ mod processor;
 pub use build::Build;
 pub use host::Host;
 pub use nic::{NetworkInterface, congestion_control};
-pub use process::{process_peak_rss_bytes, process_rss_bytes};
+pub use process::{process_peak_rss_bytes, process_rss_bytes, reset_peak_rss};
 pub use processor::Processor;
 
 use std::collections::BTreeMap;

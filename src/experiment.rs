@@ -10,7 +10,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use crate::baseline::BaselineFile;
 use crate::check::{self, Tolerance};
+use crate::environment::{process_peak_rss_bytes, reset_peak_rss};
 use crate::metrics::{Arm, Case, Node, Record, Sample, Status, Transfer};
 use crate::model::engine::Engine;
 use crate::model::kv_cache::KvDtype;
@@ -101,6 +103,8 @@ pub struct Experiment<'a> {
     pub record: &'a mut Record,
     /// Where it is written.
     pub path: &'a Path,
+    /// A baseline whose samples are the single arm.
+    pub stand_in: Option<&'a BaselineFile>,
     /// Called with the prompt's name before and after every request; must not block.
     pub observer: &'a dyn Fn(&str, Option<&Sample>),
 }
@@ -112,6 +116,7 @@ impl Experiment<'_> {
         let mut random = StdRng::seed_from_u64(plan.seed);
         let mut first_failure = None;
         let mut order = 0;
+        reset_peak_rss();
         self.measure_link().await?;
         for prompt in &plan.prompts {
             let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
@@ -120,8 +125,9 @@ impl Experiment<'_> {
                 prompt_digest: prompt.digest(),
                 prompt_tokens: prompt.tokens.len() as u32,
                 output_tokens: prompt.output_tokens,
+                ignore_eos: prompt.ignore_eos,
                 kv_bytes: (layout.bytes_per_token() * prompt.tokens.len()) as u64,
-                samples: Vec::new(),
+                samples: self.stand_in(prompt),
                 check: None,
             });
             for round in 0..plan.warmup + plan.repeats {
@@ -155,6 +161,7 @@ impl Experiment<'_> {
                 link.tcp_info_after = after;
             }
         }
+        self.record.memory.peak_bytes = process_peak_rss_bytes();
         match first_failure {
             Some(error) => Err(error.context("at least one request failed")),
             None => Ok(()),
@@ -172,6 +179,17 @@ impl Experiment<'_> {
         record.run.error = error;
         record.run.finished_at = Some(now());
         record.write(path)
+    }
+
+    /// The baseline's samples of a prompt, where one stands in for the single arm.
+    fn stand_in(&self, prompt: &Prompt) -> Vec<Sample> {
+        let digest = prompt.digest();
+        let cases = self
+            .stand_in
+            .into_iter()
+            .flat_map(|baseline| &baseline.cases);
+        let of_prompt = cases.filter(|case| case.prompt_digest == digest);
+        of_prompt.flat_map(|case| case.samples.clone()).collect()
     }
 
     async fn measure_link(&mut self) -> anyhow::Result<()> {
@@ -223,7 +241,7 @@ impl Experiment<'_> {
 
     fn check_case(&mut self) {
         let tolerance = Tolerance::for_weights(&self.record.model.weights);
-        let demanded = check::demanded(&self.record.environment);
+        let demanded = check::demanded(self.record);
         if let Some(case) = self.record.cases.last_mut() {
             case.check = check::check(case, demanded, tolerance);
         }

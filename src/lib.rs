@@ -16,14 +16,16 @@
 //!
 //! - [`cli`], [`config`]: what can be said, and what it amounts to with its origins.
 //! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`terminal`] serve them.
-//! - [`workload`]: prompts.
+//! - [`workload`]: where prompts come from.
 //! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
 //! - [`wire`]: frames, messages, handshake, sockets.
 //! - [`node`]: the two roles of a request.
-//! - [`experiment`]: the measuring loop. [`check`]: whether the arms agree.
+//! - [`experiment`]: the measuring loop. [`check`]: whether the arms agree. [`baseline`]: the
+//!   notebook's file, and which earlier one a run may be compared with.
 //! - [`metrics`]: the record and what derives from it. [`stats`]: statistics.
 //! - [`environment`]: where it ran.
-//! - [`verdict`], [`report`]: what it means, in a line, in tables, in charts.
+//! - [`projection`]: the same request on other links. [`verdict`], [`report`]: what it means, in
+//!   a line, in tables, in charts.
 //! - [`failure`]: exit codes.
 //!
 //! # Dependency rule
@@ -37,6 +39,9 @@
 //! one buffer on several threads), `model::attention` (gemm takes pointers), `wire::socket`
 //! (`getsockopt`), and one call in `main` (environment variables before threads exist).
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod baseline;
 pub mod check;
 pub mod cli;
 pub mod cmd;
@@ -49,6 +54,7 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod preparation;
+pub mod projection;
 pub mod report;
 pub mod stats;
 pub mod terminal;

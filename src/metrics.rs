@@ -35,8 +35,36 @@ pub struct Record {
     pub model: ModelRecord,
     /// The connection between the nodes; null where nothing was sent.
     pub link: Option<LinkRecord>,
+    /// Resident memory of the prefill node.
+    pub memory: Memory,
+    /// The earlier baseline that this run is compared with; null where there is none.
+    pub baseline: Option<BaselineUse>,
     /// One entry a prompt.
     pub cases: Vec<Case>,
+}
+
+/// Resident memory of a process; null where the system does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// With the model loaded, before the first request.
+    pub loaded_bytes: Option<u64>,
+    /// The most since then.
+    pub peak_bytes: Option<u64>,
+}
+
+/// An earlier baseline next to this run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BaselineUse {
+    /// Its file.
+    pub file: String,
+    /// When it was measured.
+    pub measured_at: String,
+    /// Whether its samples stand in for the single arm, which was then not measured.
+    pub stands_in: bool,
+    /// What makes the comparison doubtful: another host or build.
+    pub warnings: Vec<String>,
+    /// Its E2E figures by prompt, ms.
+    pub e2e_ms: BTreeMap<String, crate::stats::Figure>,
 }
 
 /// What ran and how it ended.
@@ -188,6 +216,8 @@ pub struct Case {
     pub prompt_tokens: u32,
     /// Tokens asked for; with an end-of-sequence token there may come fewer.
     pub output_tokens: u32,
+    /// Whether generation went on behind the end-of-sequence token.
+    pub ignore_eos: bool,
     /// Bytes of KV cache of the prompt.
     pub kv_bytes: u64,
     /// All samples in the order measured, warm-up and failures included.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
-
 use crate::cli::{ModelArgs, PromptArgs, RequestArgs, RunArgs, TokenArgs};
-use crate::environment::Environment;
+use crate::environment::{Environment, process_rss_bytes};
 use crate::experiment::{Plan, Way, now};
 use crate::failure::Failure;
-use crate::metrics::{Environments, ModelRecord, Record, RunInfo, SCHEMA_VERSION, Setting, Status};
+use crate::metrics::{
+    Environments, Memory, ModelRecord, Record, RunInfo, SCHEMA_VERSION, Setting, Status,
+};
 use crate::model::cache_pool::CachePool;
 use crate::model::engine::Engine;
 use crate::model::source::{self, ModelFile, ModelSpec};
@@ -183,15 +183,25 @@ pub fn record(
             load_ns: loaded.load_ns,
         },
         link: None,
+        memory: Memory {
+            loaded_bytes: process_rss_bytes(),
+            peak_bytes: None,
+        },
+        baseline: None,
         cases: Vec::new(),
     }
 }
 
 /// The shared token, from its file or its variable.
 pub fn token(args: &TokenArgs) -> anyhow::Result<Option<Token>> {
+    // A token that cannot be used is this node's configuration, not the peer's refusal.
+    let unusable = |from: &str, error| Failure::Setting(format!("{from}: {error}"));
     match &args.token_file {
-        Some(path) => Ok(Some(Token::from_file(path).context("--token-file")?)),
-        None => Ok(Token::from_env()?),
+        Some(path) => match Token::from_file(path) {
+            Ok(token) => Ok(Some(token)),
+            Err(error) => Err(unusable("--token-file", error).into()),
+        },
+        None => Token::from_env().map_err(|error| unusable("DISAGG_TOKEN", error).into()),
     }
 }
 

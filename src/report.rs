@@ -6,9 +6,11 @@ pub mod charts;
 pub mod fixture;
 mod markdown;
 pub mod number;
+mod rows;
 pub mod tables;
 mod terminal;
 
+pub use rows::{samples_csv, samples_jsonl};
 pub use terminal::{settings, to_terminal};
 
 use std::fs;
@@ -18,6 +20,12 @@ use anyhow::Context;
 
 use crate::metrics::summary::Summary;
 use crate::metrics::{Record, write_atomically};
+
+/// `report.md` as text.
+pub fn to_markdown(record: &Record) -> String {
+    let summary = Summary::of(record);
+    markdown::report(record, &summary, &charts::all(&summary))
+}
 
 /// Writes `summary.json`, the charts that have something to show and `report.md` into a folder,
 /// which is made if it is missing. Returns the paths written; the same record gives the same bytes.

@@ -1,7 +1,9 @@
-//! `baseline`: the prompts on this node alone.
+//! `baseline`: the prompts on this node alone, and the file that later runs compare with.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use crate::baseline::{BASELINE_FILE, BaselineFile, Config};
 use crate::cli::BaselineArgs;
 use crate::environment::Environment;
 use crate::experiment::Way;
@@ -10,7 +12,7 @@ use crate::preparation::{self, RUN_FILE};
 use crate::terminal::Terminal;
 use crate::workload::PlainText;
 
-/// Runs the single arm and writes its record.
+/// Runs the single arm, writes its record and `./baseline_metrics.json`.
 pub fn run(
     args: &BaselineArgs,
     settings: BTreeMap<String, Setting>,
@@ -37,9 +39,16 @@ pub fn run(
         &plan,
         &node,
         None,
+        None,
         &mut record,
         &path,
         terminal,
     ));
-    super::conclude(&record, &folder, outcome)
+    if outcome.is_ok() {
+        let dtype = args.request.kv_dtype.to_string();
+        let config = Config::of(&record, &dtype, args.request.chunk_tokens);
+        BaselineFile::of(&record, config).write(Path::new(BASELINE_FILE))?;
+        terminal.line(&format!("baseline: {BASELINE_FILE}"));
+    }
+    super::conclude(&record, &folder, &args.run.output, outcome, terminal)
 }

@@ -40,7 +40,16 @@ pub fn run(
     let outcome = super::runtime()?.block_on(async {
         let peer = remote_peer(Some(&args.peer), &args.link).await?;
         let remote = connect(&peer, &introduction, &mut record).await?;
-        super::measure(&plan, &node, Some(remote), &mut record, &path, terminal).await
+        super::measure(
+            &plan,
+            &node,
+            Some(remote),
+            None,
+            &mut record,
+            &path,
+            terminal,
+        )
+        .await
     });
-    super::conclude(&record, &folder, outcome)
+    super::conclude(&record, &folder, &args.run.output, outcome, terminal)
 }

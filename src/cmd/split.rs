@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 
+use crate::baseline::{self, Config};
 use crate::cli::{LinkArgs, SplitArgs};
 use crate::environment::{Environment, same_bits_expected};
 use crate::experiment::{Remote, Way};
@@ -48,6 +49,16 @@ pub fn run(
         &args.request,
         args.run.seed,
     );
+    let dtype = args.request.kv_dtype.to_string();
+    let config = Config::of(&record, &dtype, args.request.chunk_tokens);
+    let earlier = baseline::find(args.baseline.as_deref(), &config, &prompts, |why| {
+        terminal.line(why);
+    })?;
+    let mut stand_in = None;
+    if let Some((file, path, stands_in)) = &earlier {
+        record.baseline = Some(file.used_by(&record, path, *stands_in));
+        stand_in = stands_in.then_some(file);
+    }
     let path = folder.join(RUN_FILE);
     let outcome = super::runtime()?.block_on(async {
         let peer = match &mut local {
@@ -59,16 +70,18 @@ pub fn run(
             None => remote_peer(args.peer.as_deref(), &args.link).await?,
         };
         let remote = connect(&peer, &introduction, &mut record).await?;
-        let mut ways = vec![Way::SingleHere, Way::Split(args.link.transfer)];
-        if unlike(&record) {
-            ways.push(Way::SingleThere);
+        let mut ways = vec![Way::Split(args.link.transfer)];
+        if stand_in.is_none() {
+            ways.push(Way::SingleHere);
+            ways.extend(unlike(&record).then_some(Way::SingleThere));
         }
         let plan = preparation::plan(prompts, ways, &args.request, &args.run);
-        super::measure(&plan, &node, Some(remote), &mut record, &path, terminal).await
+        let remote = Some(remote);
+        super::measure(&plan, &node, remote, stand_in, &mut record, &path, terminal).await
     });
     // The decode node ends before the results are shown.
     drop(local);
-    super::conclude(&record, &folder, outcome)
+    super::conclude(&record, &folder, &args.run.output, outcome, terminal)
 }
 
 /// The decode node that the user names, with the token that it will demand.

@@ -2,8 +2,8 @@
 
 use super::kernel_text;
 
-/// Highest resident memory since the process started (`VmHWM`); `None` off Linux.
-/// It never falls, so only what a run adds to it is the run's own.
+/// Highest resident memory (`VmHWM`) since the process started or [`reset_peak_rss`]; `None` off
+/// Linux.
 pub fn process_peak_rss_bytes() -> Option<u64> {
     status_bytes(&kernel_text("/proc/self/status")?, "VmHWM")
 }
@@ -11,6 +11,12 @@ pub fn process_peak_rss_bytes() -> Option<u64> {
 /// Resident memory now (`VmRSS`); `None` off Linux.
 pub fn process_rss_bytes() -> Option<u64> {
     status_bytes(&kernel_text("/proc/self/status")?, "VmRSS")
+}
+
+/// Lets [`process_peak_rss_bytes`] start again from now; `false` where the kernel does not.
+pub fn reset_peak_rss() -> bool {
+    // 5 is the kernel's code for "reset the peak resident set size" (proc_pid_clear_refs(5)).
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 fn status_bytes(status: &str, key: &str) -> Option<u64> {

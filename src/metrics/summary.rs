@@ -198,6 +198,13 @@ impl SummaryCase {
     }
 }
 
+/// A figure of the single arm's E2E by prompt, for a baseline.
+pub fn single_e2e_ms(record: &Record) -> std::collections::BTreeMap<String, Figure> {
+    let summary = Summary::of(record);
+    let of = |case: &SummaryCase| Some((case.prompt.clone(), case.arm(Arm::Single)?.e2e_ms?));
+    summary.cases.iter().filter_map(of).collect()
+}
+
 /// What tells ways of running a case apart.
 fn way(sample: &Sample) -> (Arm, Node, Option<Transfer>, u32) {
     (sample.arm, sample.node, sample.transfer, sample.streams)

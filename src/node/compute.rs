@@ -9,6 +9,13 @@ use anyhow::Context;
 
 use crate::model::engine::Engine;
 
+/// How far compute stands back behind the network's thread where both want one core.
+///
+/// Candle's pool keeps every core busy, and a scheduler that shares fairly lets a token or a piece
+/// wait for 3 to 5 ms behind it. On two cores at 1,024 tokens the residual fell from 2 to 4 ms
+/// to 0.1 ms (medians of 7) and prefill stayed the same. Candle's workers inherit it.
+const COMPUTE_NICENESS: i32 = 5;
+
 type Job = Box<dyn FnOnce(&Engine) + Send>;
 
 /// Hands jobs to the compute thread, which ends with the last handle.
@@ -28,6 +35,8 @@ impl Compute {
         std::thread::Builder::new()
             .name("compute".into())
             .spawn(move || {
+                // Without the right to it, as in some containers, it runs at the usual priority.
+                let _ = rustix::process::setpriority_process(None, COMPUTE_NICENESS);
                 for job in inbox {
                     // A job that panics drops its channel, which its owner sees as a failure;
                     // the thread must live on for the others.

@@ -517,24 +517,19 @@ impl Answer {
         request: &Request,
         kv_bytes: u64,
     ) -> ServedRequest {
-        let at = |name| {
-            let mut times = self
-                .events
-                .iter()
-                .filter(move |e| e.name == name)
-                .map(|e| e.t_ns);
-            (times.next(), times.last())
+        let times = |name| {
+            let times = self.events.iter().filter(move |e| e.name == name);
+            times.map(|e| e.t_ns)
         };
-        let (first_start, _) = at(EventName::StepStart);
-        let (first_end, last_end) = at(EventName::StepEnd);
-        let decode_ns =
-            (last_end.or(first_end).zip(first_start)).map_or(0, |(end, start)| end - start);
+        let started = times(EventName::StepStart).next();
+        let ended = times(EventName::StepEnd).next_back();
+        let decode_ns = (ended.zip(started)).map_or(0, |(end, start)| end - start);
         ServedRequest {
             peer,
             number,
             prompt_tokens: request.prompt.len(),
             kv_bytes,
-            receive_ns: at(EventName::CacheComplete).0.unwrap_or(0),
+            receive_ns: times(EventName::CacheComplete).next().unwrap_or(0),
             decode_ns,
             tokens: self.tokens,
         }

@@ -142,7 +142,12 @@ impl Connection {
             // Nothing is left for the decode node to do, so no cache is sent.
             let mut tokens = Vec::new();
             let proof = first_token_alone(emissions, &mut events, &mut tokens).await;
-            (RemoteAnswer::only_here(tokens), proof)
+            let ended = |token: &u32| request.ends_with(*token, node.compute.engine());
+            let finish = match tokens.iter().any(ended) {
+                true => Finish::EndOfSequence,
+                false => Finish::Length,
+            };
+            (RemoteAnswer::only_here(tokens, finish), proof)
         } else {
             let number = self.open_request(request, OpenRole::Decode).await?;
             events.push(clock.event(EventName::Admitted));
@@ -607,10 +612,10 @@ impl RemoteAnswer {
     }
 
     /// The answer of a request that needed no decode node.
-    fn only_here(tokens: Vec<u32>) -> Self {
+    fn only_here(tokens: Vec<u32>, finish: Finish) -> Self {
         Self {
             tokens,
-            finish: Finish::Length,
+            finish,
             steps: Vec::new(),
             remote_events: Vec::new(),
             cache_digest: None,

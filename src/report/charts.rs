@@ -4,7 +4,10 @@
 //! ink follow the reader's colour scheme. Series colours are those of Okabe and Ito, which
 //! colour-blind people tell apart, and work on either background.
 
+mod axes;
 mod phases;
+pub(super) mod savings;
+mod transfer;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -27,7 +30,15 @@ pub struct Chart {
 
 /// All charts of a run that have something to show.
 pub fn all(summary: &Summary) -> Vec<Chart> {
-    [phases::chart(summary)].into_iter().flatten().collect()
+    [
+        phases::chart(summary),
+        transfer::overhead(summary),
+        transfer::bandwidth(summary),
+        savings::chart(summary),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The stacked phases of every arm as SVG; `None` when no request was measured.
@@ -83,7 +94,7 @@ fn draw(
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         let painted = (|| {
             area.fill(&PAPER)?;
-            text(&area, title, (MARGIN, 30), TITLE)?;
+            text(&area, title, (MARGIN, 30), LARGE)?;
             text(&area, subtitle, (MARGIN, 54), BODY)?;
             paint(&area)?;
             area.present()
@@ -151,7 +162,7 @@ struct Pen {
     colour: RGBColor,
 }
 
-const TITLE: Pen = Pen::new(Size::Title);
+const LARGE: Pen = Pen::new(Size::Title);
 const BODY: Pen = Pen::new(Size::Body);
 const SMALL: Pen = Pen::new(Size::Small);
 
@@ -205,13 +216,58 @@ fn line(area: &Area, from: (i32, i32), to: (i32, i32), colour: RGBColor) -> Pain
     area.draw(&PathElement::new(vec![from, to], colour.stroke_width(1)))
 }
 
-/// A legend in one row.
-fn legend(area: &Area, entries: &[(&str, RGBColor)], at: (i32, i32)) -> Painted {
-    let (mut x, y) = at;
-    for (name, colour) in entries {
-        rectangle(area, (x, y - 6), (x + 13, y + 7), *colour)?;
-        text(area, name, (x + 20, y), BODY)?;
-        x += 20 + Size::Body.width(name) + 14;
+/// One name of a legend.
+#[derive(Clone)]
+struct Entry {
+    name: String,
+    colour: RGBColor,
+    /// Drawn as a ring, around what would hide it.
+    is_hollow: bool,
+}
+
+impl Entry {
+    fn new(name: &str, colour: RGBColor) -> Self {
+        Self {
+            name: name.to_owned(),
+            colour,
+            is_hollow: false,
+        }
+    }
+}
+
+const LEGEND_ROW: i32 = 22;
+
+/// Where the entries of a legend stand, from its left upper corner.
+fn legend_places(entries: &[Entry]) -> Vec<(i32, i32)> {
+    let (mut x, mut y) = (0, 0);
+    let mut places = Vec::new();
+    for entry in entries {
+        let width = 20 + Size::Body.width(&entry.name) + 14;
+        if x > 0 && x + width > WIDTH - 2 * MARGIN {
+            (x, y) = (0, y + LEGEND_ROW);
+        }
+        places.push((x, y));
+        x += width;
+    }
+    places
+}
+
+/// Height of a legend, in pixels.
+fn legend_height(entries: &[Entry]) -> i32 {
+    legend_places(entries)
+        .last()
+        .map_or(0, |(_, y)| y + LEGEND_ROW)
+}
+
+/// A legend that breaks into rows where it has to.
+fn legend(area: &Area, entries: &[Entry], at: (i32, i32)) -> Painted {
+    for (entry, (x, y)) in entries.iter().zip(legend_places(entries)) {
+        let (x, y) = (at.0 + x, at.1 + y);
+        match entry.is_hollow {
+            true => area.draw(&Circle::new((x + 7, y), 6, entry.colour.stroke_width(2)))?,
+            false => rectangle(area, (x, y - 6), (x + 13, y + 7), entry.colour)?,
+        }
+        text(area, &entry.name, (x + 20, y), BODY)?;
     }
     Ok(())
 }
@@ -233,10 +289,18 @@ fn ticks(max: f64) -> Vec<f64> {
         .collect()
 }
 
+/// A tick's value without zeros at its end.
+fn plain(value: f64) -> String {
+    let text = significant(value, 3);
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => text,
+    }
+}
+
 /// A time in the unit that suits it.
 fn time(ms: f64) -> String {
     match ms {
-        0.0 => "0".to_owned(),
         ms if ms >= 10_000.0 => format!("{} s", significant(ms / 1e3, 3)),
         ms => format!("{} ms", significant(ms, 3)),
     }

@@ -116,6 +116,7 @@ pub fn case(prompt: &str, prompt_tokens: u32, output_tokens: u32, times: Times) 
         prompt_digest: "00".repeat(16),
         prompt_tokens,
         output_tokens,
+        ignore_eos: true,
         kv_bytes,
         samples: samples.collect(),
         check: Some(Check {
@@ -184,6 +185,8 @@ pub fn record(cases: Vec<Case>) -> Record {
             kv_bytes_per_token: KV_BYTES_PER_TOKEN,
             load_ns: 1_000_000_000,
         },
+        memory: crate::metrics::Memory::default(),
+        baseline: None,
         link: Some(LinkRecord {
             transport: "tcp".into(),
             loopback: false,

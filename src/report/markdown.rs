@@ -1,11 +1,13 @@
 //! `report.md`: the run on one page, the finding first.
 
 use super::charts::Chart;
+use super::charts::savings::{of_longest, range};
 use super::number::{one_line, significant};
 use super::tables::{cell, markdown_table};
 use crate::environment::Environment;
 use crate::metrics::Record;
 use crate::metrics::summary::Summary;
+use crate::projection;
 
 /// Characters of one value that are shown.
 const VALUE_CHARS: usize = 200;
@@ -30,6 +32,7 @@ pub(super) fn report(record: &Record, summary: &Summary, charts: &[Chart]) -> St
             chart.title, chart.file, chart.caption
         );
     }
+    text += &section("Projected savings", &savings(summary));
     text += &section("Run", &table(&["", ""], run(record)));
     text += &section("Configuration", &configuration(record));
     text += &section("Environment", &environment(record));
@@ -83,6 +86,35 @@ fn failures(summary: &Summary) -> String {
         (case.errors.iter()).map(|error| [case.prompt.clone(), one_line(error, VALUE_CHARS)])
     });
     table(&["prompt", "error"], rows.collect())
+}
+
+/// What other links would save the prompt with the largest payload, with the sources.
+fn savings(summary: &Summary) -> String {
+    let (Some(savings), Ok(sources)) = (of_longest(summary), projection::sources()) else {
+        return String::new();
+    };
+    let tiers = savings.projections.len() / projection::LINE_RATES_GBPS.len();
+    let rows = savings.projections.chunks(tiers).map(|rates| {
+        let rate = rates.first().map_or(0.0, |p| p.line_rate_gbps);
+        let ranges: Vec<String> = rates.iter().map(range).collect();
+        [format!("{rate} Gbit/s"), ranges.join(" | ")]
+    });
+    let tiers = savings
+        .projections
+        .iter()
+        .take(tiers)
+        .map(|p| p.tier.to_string());
+    let heads = ["link".to_owned()].into_iter().chain(tiers);
+    let mut text = format!("| {} |\n", heads.collect::<Vec<_>>().join(" | "));
+    text += "| --- | --- | --- | --- | --- |\n";
+    for [rate, ranges] in rows {
+        text += &format!("| {rate} | {ranges} |\n");
+    }
+    text += "\nProjected, low to high, in ms of exposed transfer, from:\n\n";
+    text + &sources
+        .iter()
+        .map(|s| format!("- {s}\n"))
+        .collect::<String>()
 }
 
 fn run(record: &Record) -> Vec<[String; 2]> {
@@ -225,6 +257,11 @@ mod tests {
         );
         assert!(text.contains("| seed | 7 | default |"), "{text}");
         assert!(text.contains("| build | 0.1.0 "), "{text}");
+        assert!(text.contains("| link | better TCP | RDMA wire | RDMA library | RDMA engine |"));
+        assert!(
+            text.contains("| 100 Gbit/s | ") && text.contains("- NDR 400 InfiniBand"),
+            "{text}"
+        );
         assert!(
             text.contains("revision 0123456789ab, release build"),
             "{text}"

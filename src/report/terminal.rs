@@ -7,7 +7,7 @@ use tabled::settings::Style;
 
 use super::tables::{comparison_table, pipeline_summary};
 use crate::metrics::summary::Summary;
-use crate::metrics::{Arm, Record, Setting};
+use crate::metrics::{Arm, BaselineUse, Record, Setting};
 
 /// Columns that tables keep to.
 const WIDTH: usize = 80;
@@ -28,8 +28,41 @@ pub fn to_terminal(record: &Record) -> String {
             parts.extend(case.arm(Arm::Split).map(|arm| pipeline_summary(case, arm)));
         }
     }
+    parts.extend(
+        record
+            .baseline
+            .as_ref()
+            .and_then(|b| against_baseline(b, &summary)),
+    );
     parts.extend(summary.alarms.iter().map(|alarm| format!("! {alarm}")));
     parts.join("\n\n")
+}
+
+/// E2E of every arm against an earlier baseline.
+fn against_baseline(baseline: &BaselineUse, summary: &Summary) -> Option<String> {
+    let mut lines = Vec::new();
+    for case in &summary.cases {
+        let Some(before) = baseline.e2e_ms.get(&case.prompt) else {
+            continue;
+        };
+        let now = (case.arms.iter())
+            .filter(|arm| !(baseline.stands_in && arm.arm == Arm::Single))
+            .filter_map(|arm| {
+                let e2e = arm.e2e_ms?;
+                Some(format!("{} {:.2}x", arm.arm, e2e.median / before.median))
+            });
+        let now: Vec<String> = now.collect();
+        if !now.is_empty() {
+            lines.push(format!(
+                "  {}: {:.1} ms then; now {}",
+                case.prompt,
+                before.median,
+                now.join(", ")
+            ));
+        }
+    }
+    let title = format!("E2E against {} of {}", baseline.file, baseline.measured_at);
+    (!lines.is_empty()).then(|| format!("{title}\n{}", lines.join("\n")))
 }
 
 /// Every setting with its value and origin.

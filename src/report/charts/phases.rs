@@ -3,8 +3,8 @@
 use plotters::style::RGBColor;
 
 use super::{
-    Area, BLUE, BODY, Chart, FAINT, GREEN, GREY, MARGIN, ON_DARK, ON_LIGHT, PURPLE, Painted, SMALL,
-    Size, VERMILION, draw, legend, line, rectangle, text, ticks, time,
+    Area, BLUE, BODY, Chart, Entry, FAINT, GREEN, GREY, MARGIN, ON_DARK, ON_LIGHT, PURPLE, Painted,
+    SMALL, Size, VERMILION, draw, legend, line, plain, rectangle, text, ticks, time,
 };
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
 use crate::report::number::one_line;
@@ -64,7 +64,7 @@ pub(super) fn chart(summary: &Summary) -> Option<Chart> {
     let one_scale = (longest <= ONE_SCALE * shortest).then_some(longest);
     let scale = match one_scale {
         Some(_) => "one scale for all prompts",
-        None => "each prompt on a scale of its own, because they differ too much for one",
+        None => "each prompt on its own scale",
     };
     let subtitle = format!(
         "{}; medians, ends are E2E; {scale}",
@@ -100,23 +100,32 @@ fn case_height(case: &SummaryCase) -> i32 {
     HEADING + PITCH * case.arms.len().max(1) as i32 + GAP
 }
 
-fn legend_entries(summary: &Summary) -> Vec<(&'static str, RGBColor)> {
+fn legend_entries(summary: &Summary) -> Vec<Entry> {
     let arms = || summary.cases.iter().flat_map(|c| &c.arms);
     let occurs = |i: usize| arms().filter_map(phases_ms).any(|phases| phases[i] > 0.0);
     let shown = PHASES.iter().enumerate().filter(|(i, _)| occurs(*i));
-    shown
-        .map(|(_, (name, colour, _))| (*name, *colour))
-        .collect()
+    let entries = shown.map(|(_, (name, colour, _))| Entry::new(name, *colour));
+    entries.collect()
 }
 
 fn draw_axis(area: &Area, longest: f64, bottom: i32) -> Painted {
+    let (unit, per_ms) = if longest >= 10_000.0 {
+        ("s", 1e-3)
+    } else {
+        ("ms", 1.0)
+    };
     for tick in ticks(longest) {
         let x = LEFT + pixels(tick, longest);
-        text(area, &time(tick), (x, bottom + 14), SMALL.centred())?;
+        text(
+            area,
+            &plain(tick * per_ms),
+            (x, bottom + 14),
+            SMALL.centred(),
+        )?;
     }
     let middle = (LEFT + RIGHT) / 2;
-    let label = "time since the request started";
-    text(area, label, (middle, bottom + 36), BODY.centred())
+    let label = format!("time since the request started, {unit}");
+    text(area, &label, (middle, bottom + 36), BODY.centred())
 }
 
 /// Lines at the ticks behind a case's bars.

@@ -1,0 +1,118 @@
+//! One row a request, for spreadsheets and scripts.
+
+use serde::Serialize;
+
+use crate::metrics::figures::Figures;
+use crate::metrics::{Arm, Case, Node, Record, Sample, Transfer};
+use crate::wire::message::KvDtype;
+
+/// One request, flat; what is undefined is null or empty.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    prompt: &'a str,
+    prompt_tokens: u32,
+    output_tokens: usize,
+    arm: Arm,
+    node: Node,
+    transfer: Option<Transfer>,
+    kv_dtype: KvDtype,
+    streams: u32,
+    warmup: bool,
+    repeat: u32,
+    order: u32,
+    wire_payload_bytes: u64,
+    wire_framing_bytes: u64,
+    ttft_ms: Option<f64>,
+    ttst_ms: Option<f64>,
+    tpot_ms: Option<f64>,
+    e2e_ms: Option<f64>,
+    tokens_per_s: Option<f64>,
+    prefill_ms: Option<f64>,
+    decode_ms: Option<f64>,
+    wire_busy_ms: Option<f64>,
+    exposed_transfer_ms: Option<f64>,
+    hidden_transfer_ms: Option<f64>,
+    handoff_ms: Option<f64>,
+    residual_ms: Option<f64>,
+    transfer_overhead_pct: Option<f64>,
+    effective_gbps: Option<f64>,
+    error: Option<&'a str>,
+}
+
+impl<'a> Row<'a> {
+    fn of(case: &'a Case, sample: &'a Sample, round_trip_ns: Option<u64>) -> Self {
+        let figures = Figures::of(sample, round_trip_ns);
+        let ms = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1e6);
+        Self {
+            prompt: &case.prompt,
+            prompt_tokens: case.prompt_tokens,
+            output_tokens: sample.output.as_ref().map_or(0, |o| o.tokens.len()),
+            arm: sample.arm,
+            node: sample.node,
+            transfer: sample.transfer,
+            kv_dtype: sample.kv_dtype,
+            streams: sample.streams,
+            warmup: sample.warmup,
+            repeat: sample.repeat,
+            order: sample.order,
+            wire_payload_bytes: sample.wire_payload_bytes,
+            wire_framing_bytes: sample.wire_framing_bytes,
+            ttft_ms: ms(figures.ttft_ns),
+            ttst_ms: ms(figures.ttst_ns),
+            tpot_ms: figures.tpot_ns.map(|ns| ns / 1e6),
+            e2e_ms: ms(figures.e2e_ns),
+            tokens_per_s: figures.tokens_per_s,
+            prefill_ms: ms(figures.prefill_ns),
+            decode_ms: ms(figures.decode_ns),
+            wire_busy_ms: ms(figures.wire_busy_ns),
+            exposed_transfer_ms: ms(figures.exposed_transfer_ns),
+            hidden_transfer_ms: ms(figures.hidden_transfer_ns),
+            handoff_ms: ms(figures.handoff_ns),
+            residual_ms: figures.residual_ns.map(|ns| ns as f64 / 1e6),
+            transfer_overhead_pct: figures.transfer_overhead_pct,
+            effective_gbps: figures.effective_gbps,
+            error: sample.error.as_deref(),
+        }
+    }
+}
+
+fn rows(record: &Record) -> impl Iterator<Item = Row<'_>> {
+    let round_trip_ns = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
+    let samples =
+        (record.cases.iter()).flat_map(|case| case.samples.iter().map(move |s| (case, s)));
+    samples.map(move |(case, sample)| Row::of(case, sample, round_trip_ns))
+}
+
+/// Every request as one JSON object a line.
+pub fn samples_jsonl(record: &Record) -> anyhow::Result<String> {
+    let lines: Result<Vec<String>, _> = rows(record).map(|r| serde_json::to_string(&r)).collect();
+    Ok(lines?.join("\n"))
+}
+
+/// Every request as one line of comma-separated values under a line of names.
+pub fn samples_csv(record: &Record) -> anyhow::Result<String> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows(record) {
+        writer.serialize(row)?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture::{record, usual_case};
+
+    #[test]
+    fn both_forms_have_a_row_a_request() {
+        let record = record(vec![usual_case(128), usual_case(512)]);
+        let requests: usize = record.cases.iter().map(|c| c.samples.len()).sum();
+        let jsonl = samples_jsonl(&record).unwrap();
+        assert_eq!(jsonl.lines().count(), requests);
+        let first: serde_json::Value = serde_json::from_str(jsonl.lines().next().unwrap()).unwrap();
+        assert_eq!(first["prompt_tokens"], 128);
+        let csv = samples_csv(&record).unwrap();
+        assert_eq!(csv.lines().count(), requests + 1);
+        assert!(csv.starts_with("prompt,prompt_tokens,output_tokens,arm,node"));
+    }
+}
