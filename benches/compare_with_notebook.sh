@@ -14,17 +14,27 @@ lines=$(mktemp)
 trap 'rm -f "$lines"' EXIT
 trap 'exit 130' INT TERM
 
-cargo bench --quiet --no-run --bench whole_way
+# Run without cargo, so that nothing is built between the rounds.
+whole_way=$(cargo bench --no-run --bench whole_way 2>&1 |
+    sed -n 's/.*whole_way\.rs (\(.*\))$/\1/p')
+if [ -z "$whole_way" ]; then
+    echo "whole_way was not built: see what cargo bench --no-run --bench whole_way says" >&2
+    exit 1
+fi
+
+load() { cut -d ' ' -f 1 /proc/loadavg 2>/dev/null || echo unknown; }
+loads=$(load)
 for round in 1 2 3; do
     {
         "$python" benches/notebook_pickle.py
-        cargo bench --quiet --bench whole_way
+        "$whole_way" --bench
         "$python" benches/notebook_pickle.py --congestion-control reno
     } >>"$lines"
+    loads="$loads, $(load)"
 done
 cat "$lines" >&2
 
-"$python" - "$lines" <<'END'
+"$python" - "$lines" "$loads" <<'END'
 import json
 import statistics
 import sys
@@ -44,6 +54,7 @@ def spread(values, digits):
 
 implementations = sorted({row["implementation"] for row in rows})
 print(f"{'; '.join(implementations)}")
+print(f"load average before the first round and after each: {sys.argv[2]}")
 print("median of the rounds (smallest to largest); each round is a median of",
       f"{rows[0]['whole_ms']['n']} transfers\n")
 print("| cache | notebook, congestion control | ms | ours, connection | ms | times faster |")

@@ -70,7 +70,7 @@ fn copy_of(full: &Pooled, empty: Pooled) -> Pooled {
 }
 
 fn load(path: &Path, sha256: &str) -> Engine {
-    Engine::load(path, sha256, None, &|_, _| {}).unwrap_or_else(|error| panic!("{error}"))
+    Engine::load(path, "bench", sha256, None, &|_, _| {}).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn tiny(criterion: &mut Criterion) {

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    terminal::say(&format!("error: {error:#}"));
     ExitCode::from(exit_code(error))
 }
 

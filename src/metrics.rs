@@ -159,7 +159,7 @@ impl Environments {
 /// The model that ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelRecord {
-    /// Name in its file.
+    /// Built-in name, or that of the file.
     pub name: String,
     /// SHA-256 of its file.
     pub file_sha256: String,

@@ -33,22 +33,24 @@ pub fn threads(flag: Option<u16>) -> usize {
 
 /// Creates the output folder before any work is done, so that a wrong path costs nothing.
 pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBuf> {
+    let cannot = |folder: &Path, error: std::io::Error| {
+        Failure::Setting(format!(
+            "cannot write into {}: {error}: choose another folder with --out",
+            folder.display()
+        ))
+    };
     let folder = match out {
         Some(folder) => folder.to_path_buf(),
         None => {
             let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-            Path::new("reports").join(format!("{time}-{command}"))
+            let wanted = Path::new("reports").join(format!("{time}-{command}"));
+            new_folder(&wanted).map_err(|e| cannot(&wanted, e))?
         }
     };
     let run_file = folder.join(RUN_FILE);
     std::fs::create_dir_all(&folder)
         .and_then(|()| tempfile::NamedTempFile::new_in(&folder).map(drop))
-        .map_err(|e| {
-            Failure::Setting(format!(
-                "cannot write into {}: {e}: choose another folder with --out",
-                folder.display()
-            ))
-        })?;
+        .map_err(|e| cannot(&folder, e))?;
     if run_file.exists() {
         return Err(Failure::Setting(format!(
             "{} exists and records are never overwritten: choose another folder with --out",
@@ -57,6 +59,22 @@ pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBu
         .into());
     }
     Ok(folder)
+}
+
+/// Creates `wanted`, or with a number behind it where a run of the same second has it.
+fn new_folder(wanted: &Path) -> std::io::Result<PathBuf> {
+    wanted.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    let mut folder = wanted.to_path_buf();
+    let mut number = 1;
+    loop {
+        match std::fs::create_dir(&folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                number += 1;
+                folder = PathBuf::from(format!("{}-{number}", wanted.display()));
+            }
+            made => return made.map(|()| folder),
+        }
+    }
 }
 
 /// The record's name in an output folder.
@@ -81,7 +99,13 @@ pub fn load(file: &ModelFile, args: &ModelArgs, terminal: &Terminal) -> anyhow::
     let started = Instant::now();
     let task = terminal.task("loading the model", 1);
     let progress = |done: usize, total: usize| task.layers(done, total);
-    let engine = Engine::load(&file.path, &file.sha256, args.weights, &progress)?;
+    let engine = Engine::load(
+        &file.path,
+        &file.name,
+        &file.sha256,
+        args.weights,
+        &progress,
+    )?;
     Ok(Loaded {
         engine: Arc::new(engine),
         load_ns: started.elapsed().as_nanos() as u64,

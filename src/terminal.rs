@@ -27,7 +27,7 @@ impl Terminal {
     /// One line to the user.
     pub fn line(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            say(text);
         }
     }
 
@@ -62,6 +62,11 @@ impl Terminal {
             last: RefCell::new(what.to_string()),
         }
     }
+}
+
+/// Writes a line to stderr. A closed stderr must not end the program, as `eprintln!` would.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Writes a result to stdout. A reader that went away is no failure: it had enough.

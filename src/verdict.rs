@@ -207,6 +207,7 @@ pub fn alarms(record: &Record) -> Vec<String> {
     ]
     .into_iter()
     .flatten()
+    .chain(baseline(record))
     .collect()
 }
 
@@ -214,6 +215,21 @@ fn arms(cases: &[SummaryCase]) -> impl Iterator<Item = (&SummaryCase, &SummaryAr
     cases
         .iter()
         .flat_map(|c| c.arms.iter().map(move |a| (c, a)))
+}
+
+fn baseline(record: &Record) -> Vec<String> {
+    let Some(baseline) = &record.baseline else {
+        return Vec::new();
+    };
+    let stand_in = baseline.stands_in.then(|| {
+        format!(
+            "the single arm is that of {}, measured {} and not in turns with the split: leave out --baseline to measure both",
+            baseline.file, baseline.measured_at
+        )
+    });
+    let advice = "measure it again with `disagg-bench baseline`";
+    let warnings = baseline.warnings.iter().map(|w| format!("{w}: {advice}"));
+    stand_in.into_iter().chain(warnings).collect()
 }
 
 fn debug_build(record: &Record) -> Option<String> {

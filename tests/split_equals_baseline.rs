@@ -126,7 +126,15 @@ fn the_record_says_what_ran_and_where_each_setting_came_from() {
     let mut command = place.on_model(&arguments);
     command.env("DISAGG_CHUNK_TOKENS", "64");
     let ended = tiny_model::Ended::of(command).exits(0);
-    assert!(ended.stdout.lines().next().unwrap().contains("outputs identical"), "{ended}");
+    assert!(
+        ended
+            .stdout
+            .lines()
+            .next()
+            .unwrap()
+            .contains("outputs identical"),
+        "{ended}"
+    );
 
     let record = place.record("run");
     is_believable(&record);
@@ -144,7 +152,13 @@ fn the_record_says_what_ran_and_where_each_setting_came_from() {
     assert!(link.tcp_info_before.is_some() && link.tcp_info_after.is_some());
     assert!(!link.round_trips_ns.is_empty());
     assert!(record.environment.decode.is_some() && record.environment.shared_machine());
-    assert!(record.cases.iter().flat_map(|c| &c.samples).all(|s| s.chunk_tokens == Some(64)));
+    assert!(
+        record
+            .cases
+            .iter()
+            .flat_map(|c| &c.samples)
+            .all(|s| s.chunk_tokens == Some(64))
+    );
 
     let summary = place.summary("run");
     assert_eq!(summary.schema_version, SCHEMA_VERSION);
@@ -173,7 +187,15 @@ fn prompts_in_words_go_through_the_chat_template_and_an_answer_of_one_token_send
         "{\"name\": \"one\", \"prompt\": \"Where is the other north?\", \"max_tokens\": 1}\n\
          {\"name\": \"more\", \"prompt\": \"Wo ist der Süden, 1234?\", \"max_tokens\": 9}\n",
     );
-    let arguments = ["split", "--prompts", "prompts.jsonl", "--repeats", "2", "--out", "run"];
+    let arguments = [
+        "split",
+        "--prompts",
+        "prompts.jsonl",
+        "--repeats",
+        "2",
+        "--out",
+        "run",
+    ];
     place.run(&arguments).exits(0);
     let record = place.record("run");
     assert_eq!(record.outputs(), Some(Agreement::Identical));
@@ -182,7 +204,10 @@ fn prompts_in_words_go_through_the_chat_template_and_an_answer_of_one_token_send
     assert_eq!(one.check.as_ref().unwrap().landed, None);
     for sample in &one.samples {
         assert_eq!(sample.output.as_ref().unwrap().tokens.len(), 1);
-        assert_eq!((sample.wire_payload_bytes, sample.wire_framing_bytes), (0, 0));
+        assert_eq!(
+            (sample.wire_payload_bytes, sample.wire_framing_bytes),
+            (0, 0)
+        );
     }
     assert_eq!(record.cases[1].check.as_ref().unwrap().landed, Some(true));
 
@@ -229,7 +254,11 @@ fn one_decode_node_serves_peers_one_after_another() {
     assert!(alone.iter().zip(both).all(|(a, b)| a.tokens == b.tokens));
     let stopped = node.stop();
     assert_eq!(stopped.stdout.matches("connected").count(), 3, "{stopped}");
-    assert_eq!(stopped.stdout.matches("23 tokens decoded").count(), 6 * ROUNDS, "{stopped}");
+    assert_eq!(
+        stopped.stdout.matches("23 tokens decoded").count(),
+        6 * ROUNDS,
+        "{stopped}"
+    );
 }
 
 #[test]
@@ -273,7 +302,7 @@ fn a_cache_moved_as_bytes_goes_on_bit_by_bit_in_another_engine() {
         ..TinyModel::default()
     });
     let path = place.path("tiny.gguf");
-    let load = |weights| Engine::load(&path, "-", Some(weights), &|_, _| {}).unwrap();
+    let load = |weights| Engine::load(&path, "tiny", "-", Some(weights), &|_, _| {}).unwrap();
     for weights in [WeightsFormat::AsIs, WeightsFormat::Q8, WeightsFormat::F32] {
         let (here, there) = (load(weights), load(weights));
         let prompt = workload::grid(&[150], 1, |text| here.tokenizer.encode(text)).unwrap();
@@ -281,7 +310,10 @@ fn a_cache_moved_as_bytes_goes_on_bit_by_bit_in_another_engine() {
         for dtype in [KvDtype::F32, KvDtype::F16] {
             let layout = here.shape().kv_layout(dtype);
             let cache = KvCache::new(layout, 256);
-            let first = here.prefill(prompt, Some(64), &cache, |_| {}).unwrap().argmax();
+            let first = here
+                .prefill(prompt, Some(64), &cache, |_| {})
+                .unwrap()
+                .argmax();
             // Last layer first, the end of each layer before its start.
             let moved = |flipped_bit: u8| {
                 let copy = KvCache::new(layout, 512);

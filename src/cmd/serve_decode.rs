@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ServeDecodeArgs;
 use crate::environment::Environment;
@@ -56,13 +57,12 @@ pub fn run(
             }
         }),
     });
-    terminal::print(&format!("{LISTENING}{address}"))?;
-    terminal.line("stop with Ctrl-C");
-    let until_stdin_closes = args.until_stdin_closes;
     runtime.block_on(async {
-        serve(listener, node, shutdown(until_stdin_closes))
-            .await
-            .context("cannot serve")
+        // First of all: whoever reads the address may want to stop the node at once.
+        let shutdown = shutdown(args.until_stdin_closes).context("cannot listen for signals")?;
+        terminal::print(&format!("{LISTENING}{address}"))?;
+        terminal.line("stop with Ctrl-C");
+        (serve(listener, node, shutdown).await).context("cannot serve")
     })?;
     terminal.line("stopped");
     Ok(())
@@ -79,30 +79,33 @@ fn check_layer(layer: Option<usize>, engine: &Engine) -> Result<(), Failure> {
     }
 }
 
-/// Resolves at Ctrl-C or SIGTERM, or when the parent lets go of stdin.
-async fn shutdown(until_stdin_closes: bool) {
+/// Resolves at Ctrl-C or SIGTERM, or when the parent lets go of stdin. Signals count from now on.
+fn shutdown(until_stdin_closes: bool) -> std::io::Result<impl Future<Output = ()>> {
     let (closed, stdin_closed) = tokio::sync::oneshot::channel();
-    if until_stdin_closes {
-        // A plain thread: a blocking read on the runtime's pool would hold up its end.
-        std::thread::spawn(move || {
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            let _ = closed.send(());
-        });
-        let _ = stdin_closed.await;
-        return;
-    }
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
+    let signals = match until_stdin_closes {
+        true => {
+            // A plain thread: a blocking read on the runtime's pool would hold up its end.
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                let _ = closed.send(());
+            });
+            None
         }
-    }
-    let _ = tokio::signal::ctrl_c().await;
+        false => Some((
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )),
+    };
+    Ok(async move {
+        let Some((mut interrupt, mut terminate)) = signals else {
+            let _ = stdin_closed.await;
+            return;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// What the notebook's decode node prints, with the figures put right.

@@ -37,7 +37,7 @@ pub struct Summary {
 /// The model of a summary.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SummaryModel {
-    /// Name in its file.
+    /// Built-in name, or that of the file.
     pub name: String,
     /// Weights that ran.
     pub weights: String,

@@ -16,7 +16,7 @@ use super::weights::WeightsFormat;
 /// What must be equal on both nodes for their answers to be comparable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelIdentity {
-    /// Name in the file.
+    /// Name for people; not part of what must be equal.
     pub name: String,
     /// SHA-256 of the file.
     pub file_sha256: String,
@@ -42,10 +42,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads a GGUF file whose SHA-256 the caller has taken; `weights` of `None` means what suits
-    /// the file. `progress(done, total)` counts layers.
+    /// Loads a GGUF file under a name for people. The caller has taken its SHA-256; `weights` of
+    /// `None` means what suits the file. `progress(done, total)` counts layers.
     pub fn load(
         path: &Path,
+        name: &str,
         file_sha256: &str,
         weights: Option<WeightsFormat>,
         progress: &dyn Fn(usize, usize),
@@ -55,7 +56,7 @@ impl Engine {
         let tokenizer = Tokenizer::from_gguf(&gguf)?;
         let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&gguf));
         let identity = ModelIdentity {
-            name: shape.name.clone(),
+            name: name.to_string(),
             file_sha256: file_sha256.to_string(),
             weights: format.label(&gguf),
         };

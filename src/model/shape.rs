@@ -17,8 +17,6 @@ const MAX_COUNT: u64 = 1 << 20;
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
-    /// Name in the file.
-    pub name: String,
     /// Decoder layers.
     pub n_layers: usize,
     /// Width of the residual stream.
@@ -91,7 +89,6 @@ impl ModelShape {
             return Err(gguf.error(problem));
         }
         Ok(Self {
-            name: gguf.text("general.name").unwrap_or("unnamed").to_string(),
             n_layers: count("block_count")?,
             hidden,
             feed_forward: count("feed_forward_length")?,

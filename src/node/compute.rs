@@ -13,8 +13,9 @@ use crate::model::engine::Engine;
 ///
 /// Candle's pool keeps every core busy, and a scheduler that shares fairly lets a token or a piece
 /// wait for 3 to 5 ms behind it. On two cores at 1,024 tokens the residual fell from 2 to 4 ms
-/// to 0.1 ms (medians of 7) and prefill stayed the same. Candle's workers inherit it.
-const COMPUTE_NICENESS: i32 = 5;
+/// to 0.1 to 0.2 ms (medians of 7) and prefill stayed the same; 5 gave 0.1, but stands back
+/// further behind everything else on the machine too. Candle's workers inherit it.
+const COMPUTE_NICENESS: i32 = 1;
 
 type Job = Box<dyn FnOnce(&Engine) + Send>;
 

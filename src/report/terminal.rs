@@ -35,6 +35,7 @@ pub fn to_terminal(record: &Record) -> String {
             .and_then(|b| against_baseline(b, &summary)),
     );
     parts.extend(summary.alarms.iter().map(|alarm| format!("! {alarm}")));
+    let parts: Vec<&str> = parts.iter().map(|part| part.trim_end()).collect();
     parts.join("\n\n")
 }
 
