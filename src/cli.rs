@@ -233,9 +233,15 @@ pub struct RunPrefillArgs {
 
 #[derive(Debug, Args)]
 pub struct LinkArgs {
-    /// When the cache crosses the link
-    #[arg(long, default_value = "bulk", value_name = "MODE")]
-    pub transfer: Transfer,
+    /// When the cache crosses the link: bulk (after prefill), layered (each layer as soon as it
+    /// is computed) or both as arms of one run, `bulk,layered`
+    #[arg(
+        long,
+        default_value = "bulk",
+        value_name = "MODE,MODE",
+        value_delimiter = ','
+    )]
+    pub transfer: Vec<Transfer>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]

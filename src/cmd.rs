@@ -76,11 +76,15 @@ fn conclude(
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
     if record.cases.iter().any(|case| !case.samples.is_empty()) {
-        report::write_folder(record, folder)?;
+        // Figures that cannot be written any more can still be read.
+        let written = report::write_folder(record, folder);
         output.show(record)?;
+        outcome?;
+        written?;
         terminal.line(&format!("report: {}", folder.display()));
+    } else {
+        outcome?;
     }
-    outcome?;
     match record.check_failed() {
         true => Err(Failure::OutputsDiffer.into()),
         false => Ok(()),

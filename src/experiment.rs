@@ -1,9 +1,10 @@
 //! The measuring loop: every prompt in every arm, warm-up first, then repeats in a seeded random
-//! order, each answer checked, the record written after every round.
+//! order, each answer checked, the record written after every case, and after rounds within one.
 //!
 //! It measures and records; what is printed meanwhile is the observer's business.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rand::SeedableRng;
@@ -24,6 +25,10 @@ use crate::workload::Prompt;
 
 /// Round trips taken before the first request; their smallest is the link's.
 const ROUND_TRIPS: u64 = 32;
+
+/// Within a case the record is written after a round when this many times the last writing has
+/// passed: a crash costs little, and writing a large record does not become the work.
+const WRITING_SHARE: u32 = 4;
 
 /// One way of running a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +121,7 @@ impl Experiment<'_> {
         let mut random = StdRng::seed_from_u64(plan.seed);
         let mut first_failure = None;
         let mut order = 0;
+        let (mut written, mut last_write) = self.write()?;
         reset_peak_rss();
         self.measure_link().await?;
         for prompt in &plan.prompts {
@@ -151,9 +157,12 @@ impl Experiment<'_> {
                     self.add(sample);
                 }
                 self.check_case();
-                self.record.write(self.path)?;
+                if written.elapsed() > last_write * WRITING_SHARE {
+                    (written, last_write) = self.write()?;
+                }
                 self.stay_connected().await?;
             }
+            (written, last_write) = self.write()?;
         }
         if let Some(connection) = self.remote.as_ref().and_then(|r| r.connection.as_ref()) {
             let after = connection.tcp_info();
@@ -231,6 +240,13 @@ impl Experiment<'_> {
             (remote.connection().await).context("the decode node cannot be reached any more")?;
         }
         Ok(())
+    }
+
+    /// Writes the record; gives when that was done and how long it took.
+    fn write(&self) -> anyhow::Result<(Instant, Duration)> {
+        let started = Instant::now();
+        self.record.write(self.path)?;
+        Ok((Instant::now(), started.elapsed()))
     }
 
     fn add(&mut self, sample: Sample) {

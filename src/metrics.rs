@@ -272,12 +272,15 @@ impl std::fmt::Display for Node {
 pub enum Transfer {
     /// After prefill, all at once.
     Bulk,
+    /// Each layer of each prefill chunk as soon as its K and V exist, behind the layers after it.
+    Layered,
 }
 
 impl std::fmt::Display for Transfer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Bulk => "bulk",
+            Self::Layered => "layered",
         })
     }
 }
@@ -405,7 +408,7 @@ pub enum EventName {
     PieceLanded,
     /// The acknowledgement of a piece came back.
     PieceAcknowledged,
-    /// The last piece is in place and verified.
+    /// The last piece is in place and verified, and the first token is known.
     CacheComplete,
     /// A decode step starts.
     StepStart,

@@ -145,7 +145,7 @@ fn the_record_says_what_ran_and_where_each_setting_came_from() {
     assert_eq!(origin("transfer"), Origin::Default);
     assert_eq!(record.run.seed, 9);
     assert!(!record.run.git_revision.is_empty());
-    assert_eq!(record.model.name, "Tiny Test Llama");
+    assert_eq!(record.model.name, "tiny");
     assert_eq!(record.model.n_layers as usize, LAYERS);
     let link = record.link.as_ref().unwrap();
     assert!(link.loopback && link.transport == "tcp");

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::split::{connect, remote_peer};
+use super::split::{connect, remote_peer, split_ways};
 use crate::cli::RunPrefillArgs;
 use crate::environment::Environment;
-use crate::experiment::Way;
 use crate::metrics::Setting;
 use crate::node;
 use crate::preparation::{self, RUN_FILE};
@@ -20,13 +19,14 @@ pub fn run(
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
     let folder = preparation::output_folder(args.run.out.as_deref(), "run-prefill")?;
+    let peer = remote_peer(&args.peer, &args.link)?;
     let file = preparation::model_file(&args.model, terminal)?;
     let loaded = preparation::load(&file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Accepted, &loaded.engine)?;
     let environment = Environment::capture(threads);
     let introduction = node::introduction(&loaded.engine, &environment)?;
     let node = preparation::prefill_node(&loaded, &environment)?;
-    let ways = vec![Way::Split(args.link.transfer)];
+    let ways = split_ways(&args.link);
     let plan = preparation::plan(prompts, ways, &args.request, &args.run);
     let mut record = preparation::record(
         "run-prefill",
@@ -38,7 +38,6 @@ pub fn run(
     );
     let path = folder.join(RUN_FILE);
     let outcome = super::runtime()?.block_on(async {
-        let peer = remote_peer(Some(&args.peer), &args.link).await?;
         let remote = connect(&peer, &introduction, &mut record).await?;
         super::measure(
             &plan,

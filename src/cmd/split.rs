@@ -1,8 +1,7 @@
 //! `split`: the experiment, single and split arms on the same prompts.
 
 use std::collections::BTreeMap;
-
-use anyhow::Context;
+use std::net::ToSocketAddrs;
 
 use crate::baseline::{self, Config};
 use crate::cli::{LinkArgs, SplitArgs};
@@ -15,6 +14,7 @@ use crate::node::prefill::{Connection, Peer};
 use crate::preparation::{self, RUN_FILE};
 use crate::terminal::Terminal;
 use crate::wire::message::Introduction;
+use crate::wire::socket;
 use crate::workload::PlainText;
 
 /// Runs both arms, against a decode node of its own unless a peer is given.
@@ -25,9 +25,12 @@ pub fn run(
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
     let folder = preparation::output_folder(args.run.out.as_deref(), "split")?;
+    let peer = (args.peer.as_deref())
+        .map(|address| remote_peer(address, &args.link))
+        .transpose()?;
     let file = preparation::model_file(&args.model, terminal)?;
     let congestion = args.link.socket.congestion_control.as_deref();
-    let mut local = match &args.peer {
+    let mut local = match &peer {
         Some(_) => None,
         None => Some(LocalPeer::start(
             &file.path,
@@ -61,16 +64,17 @@ pub fn run(
     }
     let path = folder.join(RUN_FILE);
     let outcome = super::runtime()?.block_on(async {
-        let peer = match &mut local {
-            Some(child) => Peer {
+        let peer = match (peer, &mut local) {
+            (Some(peer), _) => peer,
+            (None, Some(child)) => Peer {
                 address: child.address()?,
                 token: None,
                 congestion_control: congestion.map(str::to_owned),
             },
-            None => remote_peer(args.peer.as_deref(), &args.link).await?,
+            (None, None) => unreachable!("without a peer a local one was started"),
         };
         let remote = connect(&peer, &introduction, &mut record).await?;
-        let mut ways = vec![Way::Split(args.link.transfer)];
+        let mut ways = split_ways(&args.link);
         if stand_in.is_none() {
             ways.push(Way::SingleHere);
             ways.extend(unlike(&record).then_some(Way::SingleThere));
@@ -85,22 +89,28 @@ pub fn run(
 }
 
 /// The decode node that the user names, with the token that it will demand.
-pub(super) async fn remote_peer(address: Option<&str>, link: &LinkArgs) -> anyhow::Result<Peer> {
-    let address = address.context("no peer was given")?.to_string();
+pub(super) fn remote_peer(address: &str, link: &LinkArgs) -> anyhow::Result<Peer> {
     let token = preparation::token(&link.token)?;
-    let resolved = tokio::net::lookup_host(&address).await;
     // An address that does not resolve gets its error from connecting.
-    let on_loopback = resolved
-        .map(|mut all| all.all(|a| crate::wire::socket::is_loopback(&a)))
+    let on_loopback = (address.to_socket_addrs())
+        .map(|mut all| all.all(|a| socket::is_loopback(&a)))
         .unwrap_or(true);
     if !on_loopback {
-        preparation::demand_token(token.as_ref(), &link.token, &address)?;
+        preparation::demand_token(token.as_ref(), &link.token, address)?;
     }
     Ok(Peer {
-        address,
+        address: address.to_string(),
         token,
         congestion_control: link.socket.congestion_control.clone(),
     })
+}
+
+/// One way a transfer mode, each once.
+pub(super) fn split_ways(link: &LinkArgs) -> Vec<Way> {
+    let mut transfers = link.transfer.clone();
+    transfers.sort_unstable();
+    transfers.dedup();
+    transfers.into_iter().map(Way::Split).collect()
 }
 
 /// Connects and records who answered and over what.

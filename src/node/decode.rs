@@ -299,6 +299,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         let mut first_token = None;
         loop {
             if let (0, Some(token)) = (missing, first_token) {
+                events.push(clock.event(EventName::CacheComplete));
                 return Ok(token);
             }
             let header = self.next_header().await?;
@@ -311,9 +312,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                         stream: Some(0),
                         ..clock.event(EventName::PieceLanded)
                     });
-                    if missing == 0 {
-                        events.push(clock.event(EventName::CacheComplete));
-                    }
                 }
                 Kind::Piece => {
                     return Err(Abort::Failed(format!(

@@ -4,6 +4,7 @@
 //! are read from the cache where they lie and written to the socket without a copy.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -476,8 +477,9 @@ impl Sender<'_> {
             match emission {
                 Emission::Event(event) => self.events.push(event),
                 Emission::Proof(proof) => self.proof = Some(proof),
-                Emission::LayerDone(_) => match transfer {
+                Emission::LayerDone(done) => match transfer {
                     Transfer::Bulk => {}
+                    Transfer::Layered => self.send(done.layer, done.tokens).await?,
                 },
                 Emission::Token { token, .. } => {
                     self.first_token = Some(token);
@@ -485,8 +487,10 @@ impl Sender<'_> {
                     (self.writer)
                         .write_control(Kind::Start, self.session, self.number, &start)
                         .await?;
-                    match transfer {
-                        Transfer::Bulk => self.send_all(request.prompt.len()).await?,
+                    if transfer == Transfer::Bulk {
+                        for layer in 0..self.cache.layout().n_layers {
+                            self.send(layer, 0..request.prompt.len()).await?;
+                        }
                     }
                     self.progress.all_sent();
                 }
@@ -496,21 +500,16 @@ impl Sender<'_> {
         Ok(())
     }
 
-    async fn send_all(&mut self, tokens: usize) -> anyhow::Result<()> {
-        for layer in 0..self.cache.layout().n_layers {
-            for start in (0..tokens).step_by(self.piece_tokens) {
-                let end = tokens.min(start + self.piece_tokens);
-                self.send_piece(layer, start..end).await?;
-            }
+    /// Sends tokens of a layer in pieces of the size that both nodes take.
+    async fn send(&mut self, layer: usize, tokens: Range<usize>) -> anyhow::Result<()> {
+        for start in tokens.clone().step_by(self.piece_tokens) {
+            let end = tokens.end.min(start + self.piece_tokens);
+            self.send_piece(layer, start..end).await?;
         }
         Ok(())
     }
 
-    async fn send_piece(
-        &mut self,
-        layer: usize,
-        tokens: std::ops::Range<usize>,
-    ) -> anyhow::Result<()> {
+    async fn send_piece(&mut self, layer: usize, tokens: Range<usize>) -> anyhow::Result<()> {
         let run = PieceHeader {
             session: self.session,
             request: self.number,

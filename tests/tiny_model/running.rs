@@ -47,7 +47,7 @@ impl Gathered {
         self.text.lock().unwrap().clone()
     }
 
-    fn to_the_end(&mut self) -> String {
+    fn wait(&mut self) -> String {
         if let Some(reader) = self.reader.take() {
             reader.join().unwrap();
         }
@@ -115,8 +115,8 @@ impl Running {
         let status = wait_for("the end of a process", || self.child.try_wait().unwrap());
         Ended {
             status,
-            stdout: self.stdout.to_the_end(),
-            stderr: self.stderr.to_the_end(),
+            stdout: self.stdout.wait(),
+            stderr: self.stderr.wait(),
         }
     }
 }
