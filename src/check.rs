@@ -1,7 +1,9 @@
 //! Whether the arms gave the same answer: landed, identical, equivalent (see METHODOLOGY.md).
 
 use crate::environment::{Environment, same_bits_expected};
-use crate::metrics::{Agreement, BaselineUse, Case, Check, Environments, Output, Record, Sample};
+use crate::metrics::{
+    Agreement, BaselineUse, Case, Check, Environments, Output, Record, Sample, StepProof,
+};
 
 /// How far apart logits and tokens of unlike machines may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,40 +40,45 @@ pub fn demanded(record: &Record) -> Agreement {
     let Environments { prefill, decode } = &record.environment;
     let unlike = |decode: &Environment| !same_bits_expected(prefill, decode).is_empty();
     let foreign = |baseline: &BaselineUse| baseline.stands_in && !baseline.warnings.is_empty();
-    match decode.as_ref().is_some_and(unlike) || record.baseline.as_ref().is_some_and(foreign) {
+    // A decode node that describes itself in words of another version is not known to be like.
+    let unlike = match decode {
+        Some(decode) => unlike(decode),
+        None => record.link.is_some(),
+    };
+    match unlike || record.baseline.as_ref().is_some_and(foreign) {
         true => Agreement::Equivalent,
         false => Agreement::Identical,
     }
 }
 
-/// Compares all answers of a case with the first one; `None` with fewer than two.
+/// Compares all answers of a case with the first one; `None` without answers. Agreement is told
+/// only where at least two ways of running the case have answered.
 pub fn check(case: &Case, demanded: Agreement, tolerance: Tolerance) -> Option<Check> {
-    let mut answers = case
-        .samples
-        .iter()
-        .filter_map(|s| Some((s, s.output.as_ref()?)));
-    let (first, reference) = answers.next()?;
+    let answered = || {
+        case.samples
+            .iter()
+            .filter_map(|s| Some((s, s.output.as_ref()?)))
+    };
+    let (first, reference) = answered().next()?;
     let mut findings = Vec::new();
-    let mut outputs = None;
-    let mut landed = landed(first, reference, &mut findings);
-    for (sample, output) in answers {
-        landed = match (landed, self::landed(sample, output, &mut findings)) {
-            (Some(a), Some(b)) => Some(a && b),
-            (a, b) => a.or(b),
-        };
-        let (agreement, finding) = compare(reference, output, tolerance);
-        if let Some(finding) = finding {
-            findings.push(format!(
-                "{} against {}: {finding}",
-                name(sample),
-                name(first)
-            ));
+    let mut landed = None;
+    let mut agreement = Agreement::Identical;
+    for (sample, output) in answered() {
+        if let Some(this) = self::landed(sample, output, &mut findings) {
+            landed = Some(landed.unwrap_or(true) && this);
         }
-        outputs = Some(outputs.map_or(agreement, |o: Agreement| o.min(agreement)));
+        let (level, finding) = compare(reference, output, tolerance);
+        if let Some(finding) = finding {
+            let (this, first) = (name(sample), name(first));
+            findings.push(format!("{this} against {first}: {finding}"));
+        }
+        agreement = agreement.min(level);
     }
+    let way = |s: &Sample| (s.arm, s.node, s.transfer);
+    let several_ways = answered().any(|(s, _)| way(s) != way(first));
     Some(Check {
         landed,
-        outputs: outputs?,
+        outputs: several_ways.then_some(agreement),
         demanded,
         findings,
     })
@@ -95,6 +102,11 @@ fn landed(sample: &Sample, output: &Output, findings: &mut Vec<String>) -> Optio
     Some(sent == landed)
 }
 
+fn score_of(step: &StepProof, token: u32) -> Option<f32> {
+    let found = step.top.iter().find(|(id, _)| *id == token);
+    found.map(|(_, score)| *score)
+}
+
 /// How equal two answers are, and the first difference in words.
 fn compare(a: &Output, b: &Output, tolerance: Tolerance) -> (Agreement, Option<String>) {
     let same_bits = a.steps.len() == b.steps.len()
@@ -105,8 +117,11 @@ fn compare(a: &Output, b: &Output, tolerance: Tolerance) -> (Agreement, Option<S
     let mut largest = 0f32;
     for (i, (x, y)) in a.steps.iter().zip(&b.steps).enumerate() {
         for (id, score) in &x.top {
-            let other = y.top.iter().find(|(other, _)| other == id);
-            let difference = other.map_or(0.0, |(_, other)| (score - other).abs());
+            // A candidate that the other does not name scores at most as its last one there.
+            let difference = match score_of(y, *id) {
+                Some(other) => (score - other).abs(),
+                None => y.top.last().map_or(0.0, |(_, last)| score - last),
+            };
             if difference.is_nan() || difference > tolerance.logits {
                 let finding = format!("logits of token {i} differ by {difference}");
                 return (Agreement::Differ, Some(finding));
@@ -117,11 +132,13 @@ fn compare(a: &Output, b: &Output, tolerance: Tolerance) -> (Agreement, Option<S
             break;
         };
         if t != u {
-            let gap = match &x.top[..] {
-                [(_, best), (_, second), ..] => best - second,
-                _ => f32::INFINITY,
+            // How far each token is from being the other's choice too.
+            let gap = |step: &StepProof, other: u32| {
+                let best = step.top.first().map(|(_, best)| *best);
+                (best.zip(score_of(step, other))).map_or(f32::INFINITY, |(best, s)| best - s)
             };
-            let finding = format!("token {i} is {u} instead of {t}, the best two were {gap} apart");
+            let gap = gap(x, *u).max(gap(y, *t));
+            let finding = format!("token {i} is {u} instead of {t}, their scores are {gap} apart");
             return match gap < tolerance.tokens {
                 // Behind a near-tie the answers go ways of their own.
                 true => (Agreement::Equivalent, Some(finding)),
@@ -140,7 +157,7 @@ fn compare(a: &Output, b: &Output, tolerance: Tolerance) -> (Agreement, Option<S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Finish, StepProof};
+    use crate::metrics::Finish;
 
     const TOLERANCE: Tolerance = Tolerance {
         logits: 0.5,

@@ -63,8 +63,8 @@ async fn measure(
         }
         Err(e) => (Status::Failed, Some(format!("{e:#}"))),
     };
-    Experiment::finish(record, path, status, error)?;
-    outcome
+    let finished = Experiment::finish(record, path, status, error);
+    outcome.and(finished)
 }
 
 /// Writes the report beside the record and shows the result as the user wants it.
@@ -75,20 +75,23 @@ fn conclude(
     outcome: anyhow::Result<()>,
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
+    let mut written = Ok(());
     if record.cases.iter().any(|case| !case.samples.is_empty()) {
         // Figures that cannot be written any more can still be read.
-        let written = report::write_folder(record, folder);
+        written = report::write_folder(record, folder).map(drop);
         output.show(record)?;
-        outcome?;
-        written?;
-        terminal.line(&format!("report: {}", folder.display()));
-    } else {
-        outcome?;
     }
-    match record.check_failed() {
-        true => Err(Failure::OutputsDiffer.into()),
-        false => Ok(()),
+    if record.check_failed() {
+        let also = outcome.and(written).err();
+        return Err(match also {
+            Some(error) => error.context(Failure::OutputsDiffer),
+            None => Failure::OutputsDiffer.into(),
+        });
     }
+    outcome?;
+    written?;
+    terminal.line(&format!("report: {}", folder.display()));
+    Ok(())
 }
 
 impl OutputArgs {

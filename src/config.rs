@@ -68,7 +68,8 @@ impl From<ConfigError> for Unusable {
 /// Values that one layer gives, by argument id.
 struct Layer {
     origin: Origin,
-    values: BTreeMap<String, String>,
+    /// One value, or several of a list.
+    values: BTreeMap<String, Vec<String>>,
 }
 
 /// Parses `argv` (the program's name first) over the environment and the files in `folder`.
@@ -117,19 +118,23 @@ pub fn resolve(
         let found = layers
             .iter()
             .find_map(|layer| Some((layer, layer.values.get(id)?)));
-        if let Some((layer, value)) = found {
-            origins.insert(id.to_string(), layer.origin.clone());
-            let flag = format!("--{}", argument.get_long().unwrap_or(id));
-            match argument.get_action() {
-                ArgAction::SetTrue if value == "true" => extra.push(flag.into()),
-                ArgAction::SetTrue if value == "false" => {}
+        let Some((layer, values)) = found else {
+            continue;
+        };
+        origins.insert(id.to_string(), layer.origin.clone());
+        let flag = format!("--{}", argument.get_long().unwrap_or(id));
+        for value in values {
+            match (argument.get_action(), value.as_str()) {
+                (ArgAction::SetTrue, "true" | "1") => extra.push((&flag).into()),
+                (ArgAction::SetTrue, "false" | "0") => {}
                 _ => extra.push(format!("{flag}={value}").into()),
             }
         }
     }
-    let position = argv
-        .iter()
-        .position(|a| a == name)
+    // The value of `--config` may be spelt like the subcommand.
+    let is_subcommand = |p: &usize| argv[*p] == name && (*p == 0 || argv[p - 1] != "--config");
+    let position = (0..argv.len())
+        .find(is_subcommand)
         .map_or(argv.len(), |p| p + 1);
     let (head, tail) = argv.split_at(position);
     let whole: Vec<OsString> = [head, &extra, tail].concat();
@@ -196,7 +201,7 @@ fn environment_layer(arguments: &[&clap::Arg], variable: impl Fn(&str) -> Option
     let values = arguments.iter().filter_map(|argument| {
         let id = argument.get_id().as_str();
         let value = variable(&format!("DISAGG_{}", id.to_uppercase()))?;
-        (!value.is_empty()).then(|| (id.to_string(), value))
+        (!value.is_empty()).then(|| (id.to_string(), vec![value]))
     });
     Layer {
         origin: Origin::Environment,
@@ -264,7 +269,7 @@ fn toml_layer(path: &Path, arguments: &[&clap::Arg]) -> Result<Layer, ConfigErro
         }
         values.insert(
             key.clone(),
-            toml_text(&value).ok_or_else(|| {
+            toml_texts(&value).ok_or_else(|| {
                 content(format!(
                     "{key} is a {}, wanted text, a number, true, false or a list of them",
                     value.type_str()
@@ -287,15 +292,15 @@ fn is_known(key: &str) -> bool {
     })
 }
 
-fn toml_text(value: &toml::Value) -> Option<String> {
+fn toml_texts(value: &toml::Value) -> Option<Vec<String>> {
     match value {
-        toml::Value::String(text) => Some(text.clone()),
-        toml::Value::Integer(number) => Some(number.to_string()),
-        toml::Value::Float(number) => Some(number.to_string()),
-        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        toml::Value::String(text) => Some(vec![text.clone()]),
+        toml::Value::Integer(number) => Some(vec![number.to_string()]),
+        toml::Value::Float(number) => Some(vec![number.to_string()]),
+        toml::Value::Boolean(flag) => Some(vec![flag.to_string()]),
         toml::Value::Array(values) => {
-            let texts: Option<Vec<String>> = values.iter().map(toml_text).collect();
-            texts.map(|texts| texts.join(","))
+            let texts: Option<Vec<Vec<String>>> = values.iter().map(toml_texts).collect();
+            texts.map(|texts| texts.concat())
         }
         _ => None,
     }
@@ -319,7 +324,7 @@ fn notebook_layer(path: &Path, subcommand: &str) -> Result<Layer, ConfigError> {
     };
     let mut values = BTreeMap::new();
     if let Some(model) = text("/model/name")? {
-        values.insert("model".into(), model);
+        values.insert("model".into(), vec![model]);
     }
     let connects = ["split", "run-prefill"].contains(&subcommand);
     if let (true, Some(address)) = (connects, text("/network/node2_ip")?) {
@@ -328,7 +333,7 @@ fn notebook_layer(path: &Path, subcommand: &str) -> Result<Layer, ConfigError> {
             Err(_) if address.contains(':') => address,
             Err(_) => format!("{address}:{DEFAULT_PORT}"),
         };
-        values.insert("peer".into(), with_port);
+        values.insert("peer".into(), vec![with_port]);
     }
     Ok(Layer {
         origin: name_of(path),
@@ -392,6 +397,27 @@ mod tests {
         assert_eq!(origin("peer"), Origin::File(NOTEBOOK_FILE.into()));
         assert_eq!(origin("kv_dtype"), Origin::Default);
         assert_eq!(c.settings["kv_dtype"].value, "f16");
+    }
+
+    #[test]
+    fn a_list_of_prompts_stays_a_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "prompt = [\"one, two\", \"three\"]";
+        std::fs::write(folder.path().join(TOML_FILE), text).unwrap();
+        let c = resolve_in(folder.path(), &["disagg-bench", "split"], &[]).unwrap();
+        assert_eq!(split(&c).prompts.prompt, ["one, two", "three"]);
+    }
+
+    #[test]
+    fn a_configuration_file_may_be_called_like_the_subcommand() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("split");
+        std::fs::write(&file, "repeats = 3").unwrap();
+        let argv = ["disagg-bench", "--config", file.to_str().unwrap(), "split"];
+        let variables = [("DISAGG_INSECURE", "1")];
+        let c = resolve_in(folder.path(), &argv, &variables).unwrap();
+        assert_eq!(split(&c).run.repeats, 3);
+        assert!(split(&c).link.token.insecure);
     }
 
     #[test]

@@ -50,8 +50,13 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
                 Failure::LocalPeer(_) => NETWORK,
             });
         }
-        if cause.is::<WireError>() {
-            return Some(NETWORK);
+        if let Some(error) = cause.downcast_ref::<WireError>() {
+            return Some(match error {
+                WireError::Checksum { .. } | WireError::PeerFailed { checksum: true, .. } => {
+                    OUTPUTS_DIFFER
+                }
+                _ => NETWORK,
+            });
         }
         let configuration = cause.is::<ModelError>()
             || cause.is::<SourceError>()

@@ -1,5 +1,6 @@
 //! Parse, dispatch, error chain, exit code.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use disagg_bench::cli::Command;
@@ -84,6 +85,7 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
         .init();
 }

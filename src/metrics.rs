@@ -355,7 +355,8 @@ pub struct StepProof {
     /// The best candidates and their scores, best first; what is not finite is NaN.
     #[serde(deserialize_with = "crate::wire::message::null_logits_as_nan")]
     pub top: Vec<(u32, f32)>,
-    /// Time that taking this proof took; it is outside every figure.
+    /// Time that taking this proof took. It is outside every figure: proofs are taken after the
+    /// last token, unless the logits of a long answer fill 256 MiB before.
     pub proof_ns: u64,
 }
 
@@ -423,8 +424,8 @@ pub enum EventName {
 pub struct Check {
     /// Whether every cache byte that landed equals what was sent; null if nothing was sent.
     pub landed: Option<bool>,
-    /// Level that the answers reached.
-    pub outputs: Agreement,
+    /// Level that the answers of the arms reached; null where only one arm answered.
+    pub outputs: Option<Agreement>,
     /// What is demanded of these two nodes.
     pub demanded: Agreement,
     /// What differs, in words; empty when nothing does.
@@ -434,7 +435,8 @@ pub struct Check {
 impl Check {
     /// Whether the case may be believed.
     pub fn passed(&self) -> bool {
-        self.landed != Some(false) && self.outputs >= self.demanded
+        let differ = self.outputs.is_some_and(|outputs| outputs < self.demanded);
+        self.landed != Some(false) && !differ
     }
 }
 
@@ -489,8 +491,8 @@ impl Record {
     pub fn outputs(&self) -> Option<Agreement> {
         (self.cases.iter())
             .filter_map(|c| c.check.as_ref())
-            .map(|check| match check.landed {
-                Some(false) => Agreement::Differ,
+            .filter_map(|check| match check.landed {
+                Some(false) => Some(Agreement::Differ),
                 _ => check.outputs,
             })
             .min()

@@ -62,7 +62,12 @@ fn difference(record: &Record) -> String {
         let why = match (check.findings.first(), check.landed) {
             (Some(finding), _) => one_line(finding, QUOTED_CHARS),
             (None, Some(false)) => "the cache that landed is not the one that was sent".into(),
-            (None, _) => format!("{} where {} is demanded", check.outputs, check.demanded),
+            (None, _) => {
+                let outputs = check
+                    .outputs
+                    .map_or("not compared".into(), |o| o.to_string());
+                format!("{outputs} where {} is demanded", check.demanded)
+            }
         };
         format!("prompt {}: {why}", one_line(&case.prompt, 40))
     });

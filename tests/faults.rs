@@ -109,7 +109,10 @@ fn decode_node_dies_at(kind: Kind, number: usize) {
     assert_eq!(failed.len(), 1);
     assert_eq!((failed[0].arm, failed[0].repeat), (Arm::Split, 2));
     assert!(failed[0].output.is_none());
-    assert_eq!(case.check.as_ref().unwrap().outputs, Agreement::Identical);
+    assert_eq!(
+        case.check.as_ref().unwrap().outputs,
+        Some(Agreement::Identical)
+    );
     assert_eq!(case.check.as_ref().unwrap().landed, Some(true));
 }
 

@@ -44,11 +44,10 @@ pub fn run(
         &path,
         terminal,
     ));
-    if outcome.is_ok() {
-        let dtype = args.request.kv_dtype.to_string();
-        let config = Config::of(&record, &dtype, args.request.chunk_tokens);
-        BaselineFile::of(&record, config).write(Path::new(BASELINE_FILE))?;
-        terminal.line(&format!("baseline: {BASELINE_FILE}"));
-    }
-    super::conclude(&record, &folder, &args.run.output, outcome, terminal)
+    super::conclude(&record, &folder, &args.run.output, outcome, terminal)?;
+    let dtype = args.request.kv_dtype.to_string();
+    let config = Config::of(&record, &dtype, args.request.chunk_tokens);
+    BaselineFile::of(&record, config).write(Path::new(BASELINE_FILE))?;
+    terminal.line(&format!("baseline: {BASELINE_FILE}"));
+    Ok(())
 }

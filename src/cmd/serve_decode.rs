@@ -126,7 +126,7 @@ fn describe_request(request: &ServedRequest, engine: &Engine) -> String {
     let received = match request.kv_bytes {
         0 => "prefilled here".to_string(),
         bytes => format!(
-            "KV cache {:.2} MB complete after {:.1} ms",
+            "KV cache {:.2} MB, last piece {:.1} ms after the first",
             bytes as f64 / 1e6,
             ms(request.receive_ns)
         ),

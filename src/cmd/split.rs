@@ -142,5 +142,5 @@ pub(super) async fn connect<'a>(
 fn unlike(record: &Record) -> bool {
     let differ =
         |decode: &Environment| !same_bits_expected(&record.environment.prefill, decode).is_empty();
-    record.environment.decode.as_ref().is_some_and(differ)
+    record.environment.decode.as_ref().is_none_or(differ)
 }

@@ -182,7 +182,7 @@ impl SummaryCase {
             prompt_tokens: case.prompt_tokens,
             output_tokens: case.output_tokens,
             kv_bytes: case.kv_bytes,
-            outputs: case.check.as_ref().map(|c| c.outputs),
+            outputs: case.check.as_ref().and_then(|c| c.outputs),
             errors: case
                 .samples
                 .iter()

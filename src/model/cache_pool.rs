@@ -47,11 +47,6 @@ impl CachePool {
         })
     }
 
-    /// The most bytes that all caches may take.
-    pub fn limit_bytes(&self) -> usize {
-        self.limit_bytes
-    }
-
     /// An empty cache for at least `tokens` tokens.
     pub fn take(self: &Arc<Self>, layout: KvLayout, tokens: usize) -> Result<Pooled, PoolFull> {
         let capacity = tokens.max(1).next_multiple_of(CAPACITY_STEP_TOKENS);

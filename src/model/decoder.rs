@@ -1,4 +1,4 @@
-//! The Llama-family decoder: tokens and a cache in, logits out, a call-back per layer and chunk.
+//! The Llama-family decoder: tokens and a cache in, hidden states and logits out, a call-back per layer and chunk.
 //!
 //! Matrices run on candle; norms, rope, attention and the activation are in `kernels` and
 //! `attention`. The decoder holds weights only, so any number of sequences can be alive.
@@ -134,8 +134,8 @@ impl Decoder {
             + self.output.as_ref().map_or(0, Matrix::bytes)
     }
 
-    /// Runs `tokens` at positions `start..` and returns the logits after the last of them,
-    /// `(vocabulary)`. Their K and V are appended to the cache, which must hold `start` tokens.
+    /// Runs `tokens` at positions `start..` and returns the hidden state after the last of them,
+    /// `(1, hidden)`. Their K and V are appended to the cache, which must hold `start` tokens.
     ///
     /// `on_layer` is called as soon as a layer's K and V have landed, before the layer goes on.
     pub fn forward(
@@ -144,7 +144,7 @@ impl Decoder {
         start: usize,
         cache: &KvCache,
         on_layer: &mut dyn FnMut(usize, Range<usize>),
-    ) -> anyhow::Result<Vec<f32>> {
+    ) -> anyhow::Result<Tensor> {
         let shape = self.shape.attention();
         let mut x = self.embedding.rows(tokens, self.shape.hidden)?;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -160,9 +160,13 @@ impl Decoder {
             let h = swiglu(&gate_up, layer.down.input_width)?;
             x = (x + layer.down.forward(&h)?)?;
         }
-        let last = x.narrow(0, tokens.len() - 1, 1)?.contiguous()?;
+        Ok(x.narrow(0, tokens.len() - 1, 1)?.contiguous()?)
+    }
+
+    /// Logits `(vocabulary)` of a hidden state `(1, hidden)`.
+    pub fn logits(&self, last: &Tensor) -> anyhow::Result<Vec<f32>> {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
-        let h = self.norm(&last, &self.final_norm, output.input_width)?;
+        let h = self.norm(last, &self.final_norm, output.input_width)?;
         Ok(output.forward(&h)?.flatten_all()?.to_vec1()?)
     }
 

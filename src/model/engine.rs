@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
@@ -109,34 +110,33 @@ impl Engine {
             "a prompt of no tokens cannot be prefilled"
         );
         self.check_tokens(tokens)?;
-        let mut logits = Vec::new();
+        let chunk_tokens = chunk_tokens.unwrap_or(tokens.len()).max(1);
+        let mut last = None;
         let mut start = 0;
-        for (chunk, part) in tokens
-            .chunks(chunk_tokens.unwrap_or(tokens.len()).max(1))
-            .enumerate()
-        {
-            logits = self
-                .decoder
-                .forward(part, start, cache, &mut |layer, tokens| {
-                    on_layer(LayerDone {
-                        layer,
-                        chunk,
-                        tokens,
-                    });
-                })?;
+        for (chunk, part) in tokens.chunks(chunk_tokens).enumerate() {
+            let mut on_layer = |layer, tokens| {
+                on_layer(LayerDone {
+                    layer,
+                    chunk,
+                    tokens,
+                });
+            };
+            last = Some(self.decoder.forward(part, start, cache, &mut on_layer)?);
             start += part.len();
         }
-        Ok(Logits(logits))
+        // Only the last chunk's last token needs the output head.
+        let last = last.context("a prompt has at least one chunk")?;
+        Ok(Logits(self.decoder.logits(&last)?))
     }
 
     /// Appends one token to the cache and returns the logits after it.
     pub fn step(&self, token: u32, cache: &KvCache) -> anyhow::Result<Logits> {
         self.check_tokens(&[token])?;
         let start = cache.len_tokens();
-        let logits = self
+        let last = self
             .decoder
             .forward(&[token], start, cache, &mut |_, _| {})?;
-        Ok(Logits(logits))
+        Ok(Logits(self.decoder.logits(&last)?))
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> anyhow::Result<()> {

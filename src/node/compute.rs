@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use anyhow::Context;
 
 use crate::model::engine::Engine;
+use crate::model::kv_cache::{KvCache, KvDtype};
 
 /// How far compute stands back behind the network's thread where both want one core.
 ///
@@ -28,7 +29,7 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// Starts the thread.
+    /// Starts the thread and warms it up.
     pub fn start(engine: Arc<Engine>) -> anyhow::Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let waiting = Arc::new(AtomicU32::new(0));
@@ -46,11 +47,28 @@ impl Compute {
                 }
             })
             .context("cannot start the compute thread")?;
-        Ok(Self {
+        let compute = Self {
             engine,
             jobs,
             waiting,
-        })
+        };
+        compute.warm_up()?;
+        Ok(compute)
+    }
+
+    /// Runs a short request once: candle packs weights when they are first used, which belongs to
+    /// no request's time and memory.
+    fn warm_up(&self) -> anyhow::Result<()> {
+        let (done, finished) = mpsc::channel();
+        self.submit(move |engine| {
+            let prompt = [0u32; 2];
+            let layout = engine.shape().kv_layout(KvDtype::F32);
+            let cache = KvCache::new(layout, prompt.len() + 1);
+            let outcome = (engine.prefill(&prompt, None, &cache, |_| {}))
+                .and_then(|logits| engine.step(logits.argmax(), &cache));
+            let _ = done.send(outcome.map(drop));
+        });
+        finished.recv().context("the compute thread failed")?
     }
 
     /// The model, for what needs no compute.

@@ -8,13 +8,14 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::compute::Compute;
-use super::generation::{self, Clock, Emission, Request};
+use super::generation::{self, Clock, Emission, Proofs, Request};
 use crate::environment::process_peak_rss_bytes;
 use crate::metrics::{Event, EventName, Finish, Node, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
@@ -76,7 +77,7 @@ pub struct ServedRequest {
     pub prompt_tokens: usize,
     /// Bytes of cache received; 0 where this node prefilled itself.
     pub kv_bytes: u64,
-    /// Request known to cache complete.
+    /// First piece landed to last piece landed.
     pub receive_ns: u64,
     /// First step started to last step ended.
     pub decode_ns: u64,
@@ -134,7 +135,7 @@ async fn serve_peer(node: Arc<DecodeNode>, stream: tokio::net::TcpStream, peer: 
     let error = match outcome.await {
         Ok(()) | Err(Abort::Fatal(WireError::Closed) | Abort::Cancelled) => None,
         Err(Abort::Fatal(error)) => Some(error.to_string()),
-        Err(Abort::Failed(reason)) => Some(reason),
+        Err(Abort::Failed(reason) | Abort::Damaged(reason)) => Some(reason),
     };
     (node.observer)(Served::Disconnected { peer, error });
 }
@@ -156,14 +157,17 @@ enum Abort {
     Fatal(WireError),
     /// The peer broke a rule or the model failed: it is told, then the connection is closed.
     Failed(String),
+    /// A piece was damaged on its way: as `Failed`.
+    Damaged(String),
 }
 
 impl From<WireError> for Abort {
     fn from(error: WireError) -> Self {
         match error {
-            // The sender should learn which of its bytes were damaged.
-            WireError::Checksum { .. } => Self::Failed(error.to_string()),
-            other => Self::Fatal(other),
+            WireError::Checksum { .. } => Self::Damaged(error.to_string()),
+            // A rule was broken that the peer can be told of.
+            _ if error.refuse_code().is_some() => Self::Failed(error.to_string()),
+            _ => Self::Fatal(error),
         }
     }
 }
@@ -206,7 +210,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     async fn serve_request(&mut self, number: u64, open: Open) -> Result<(), Abort> {
         let clock = Clock::start(Node::Decode);
         let session = self.session.id;
-        let (request, mut cache) = match self.admit(&open) {
+        let (request, mut cache) = match self.admit(&open).await {
             Ok(admitted) => admitted,
             Err(refuse) => {
                 (self.writer)
@@ -237,25 +241,30 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             self.generate(number, request, cache, first_token, clock, events)
                 .await
         };
-        match outcome.await {
-            Err(Abort::Cancelled) => Ok(()),
-            Err(Abort::Failed(reason)) => {
-                let failed = Failed {
-                    reason: reason.clone(),
-                };
-                (self.writer)
-                    .write_control(Kind::Failed, session, number, &failed)
-                    .await?;
-                // The peer may still be sending; it must be able to read why it has to stop.
-                self.reader.drain(DRAIN_BYTES).await;
-                Err(Abort::Failed(reason))
-            }
-            ended => ended,
-        }
+        let ended = outcome.await;
+        let failed = match &ended {
+            Err(Abort::Cancelled) => return Ok(()),
+            Ok(()) | Err(Abort::Fatal(_)) => return ended,
+            Err(Abort::Failed(reason)) => Failed {
+                reason: reason.clone(),
+                checksum: false,
+            },
+            Err(Abort::Damaged(reason)) => Failed {
+                reason: reason.clone(),
+                checksum: true,
+            },
+        };
+        (self.writer)
+            .write_control(Kind::Failed, session, number, &failed)
+            .await?;
+        // The peer may still be sending; it must be able to read why it has to stop.
+        let drained = self.reader.drain(DRAIN_BYTES);
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
+        ended
     }
 
     /// Checks a request and takes memory for it.
-    fn admit(&self, open: &Open) -> Result<(Request, Pooled), Refuse> {
+    async fn admit(&self, open: &Open) -> Result<(Request, Pooled), Refuse> {
         let refuse = |code, reason: String| Refuse { code, reason };
         let engine = self.node.compute.engine();
         let kv_dtype = super::engine_dtype(open.kv_dtype).ok_or_else(|| {
@@ -281,8 +290,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             chunk_tokens: open.chunk_tokens,
         };
         let layout = engine.shape().kv_layout(kv_dtype);
-        let cache = (self.node.pool.take(layout, request.cache_tokens()))
-            .map_err(|e| refuse(RefuseCode::Limit, e.to_string()))?;
+        let (pool, tokens) = (Arc::clone(&self.node.pool), request.cache_tokens());
+        // Touching fresh memory takes long enough to hold up other peers' tokens.
+        let taken = tokio::task::spawn_blocking(move || pool.take(layout, tokens)).await;
+        let cache = (taken.map_err(|e| e.to_string()))
+            .and_then(|taken| taken.map_err(|e| e.to_string()))
+            .map_err(|reason| refuse(RefuseCode::Limit, reason))?;
         Ok((request, cache))
     }
 
@@ -299,19 +312,29 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         let mut first_token = None;
         loop {
             if let (0, Some(token)) = (missing, first_token) {
-                events.push(clock.event(EventName::CacheComplete));
                 return Ok(token);
             }
             let header = self.next_header().await?;
             match header.kind {
                 Kind::Piece if header.request == number => {
-                    missing -= self.receive_piece(&header, request, cache).await?;
+                    self.receive_piece(&header, request, cache).await?;
+                    // Before the acknowledgement, whose way is not part of landing.
                     events.push(Event {
                         layer: Some(header.layer),
                         token_start: Some(header.token_start),
                         stream: Some(0),
                         ..clock.event(EventName::PieceLanded)
                     });
+                    missing -= header.token_count as usize;
+                    if missing == 0 && first_token.is_some() {
+                        events.push(clock.event(EventName::CacheComplete));
+                    }
+                    let session = self.session.id;
+                    let run = PieceHeader {
+                        session,
+                        ..header.run()
+                    };
+                    self.writer.write_ack(run).await?;
                 }
                 Kind::Piece => {
                     return Err(Abort::Failed(format!(
@@ -322,6 +345,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 Kind::Start => {
                     let start: Start = self.reader.read_control(&header).await?;
                     first_token = Some(start.first_token);
+                    if missing == 0 {
+                        events.push(clock.event(EventName::CacheComplete));
+                    }
                 }
                 Kind::Cancel => {
                     self.reader.finish_empty(&header)?;
@@ -333,13 +359,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         }
     }
 
-    /// Reads one piece into its final place, verifies and acknowledges it; gives its tokens.
+    /// Reads one piece into its final place and verifies it.
     async fn receive_piece(
         &mut self,
         header: &Header,
         request: &Request,
         cache: &Pooled,
-    ) -> Result<usize, Abort> {
+    ) -> Result<(), Abort> {
         let (start, count) = (header.token_start as usize, header.token_count as usize);
         let prompt = request.prompt.len();
         if start.saturating_add(count) > prompt {
@@ -352,12 +378,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             .map_err(|e| Abort::Failed(e.to_string()))?;
         self.reader.read_payload_into(header, &mut claim).await?;
         claim.land();
-        let run = PieceHeader {
-            session: self.session.id,
-            ..header.run()
-        };
-        self.writer.write_ack(run).await?;
-        Ok(count)
+        Ok(())
     }
 
     /// Negative control: proves that the checks see a damaged cache.
@@ -390,30 +411,44 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             let mut emit = |emission| {
                 let _ = sender.send(emission);
             };
+            let mut proofs = Proofs::default();
             let outcome = (|| {
                 let first = match first_token {
                     Some(token) => token,
-                    None => generation::prefill(engine, &work, &cache, clock, &mut emit)?,
+                    None => {
+                        generation::prefill(engine, &work, &cache, clock, &mut proofs, &mut emit)?
+                    }
                 };
-                generation::decode(engine, &work, &cache, first, clock, &cancelled, &mut emit)
+                generation::decode(
+                    engine,
+                    &work,
+                    &cache,
+                    first,
+                    clock,
+                    &cancelled,
+                    &mut proofs,
+                    &mut emit,
+                )
             })();
             drop(sender);
-            let digest = cache.digest(work.prompt.len());
-            let _ = report.send(outcome.and_then(|finish| Ok((finish, digest?))));
+            let outcome = outcome.and_then(|finish| {
+                let digest = cache.digest(work.prompt.len())?;
+                Ok((finish, proofs.finish(), digest))
+            });
+            let _ = report.send(outcome);
         });
         let mut served = Answer {
             events,
-            proofs: Vec::new(),
             tokens: first_token.into_iter().collect(),
         };
         self.stream(number, &mut emissions, &mut served).await?;
-        let (finish, digest) = match finished.await {
+        let (finish, proofs, digest) = match finished.await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => return Err(Abort::Failed(format!("{error:#}"))),
             Err(_) => return Err(Abort::Failed("the compute thread failed".into())),
         };
         let digest = first_token.map(|_| digest.to_hex()[..32].to_string());
-        let done = served.done(finish, digest);
+        let done = served.done(finish, &proofs, digest);
         (self.writer)
             .write_control(Kind::Done, self.session.id, number, &done)
             .await?;
@@ -446,13 +481,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                             .await?;
                     }
                     Some(Emission::Event(event)) => answer.events.push(event),
-                    Some(Emission::Proof(proof)) => answer.proofs.push(proof),
                     Some(Emission::LayerDone(_)) => {}
                 },
-                header = self.reader.read_header() => {
+                header = self.next_header() => {
                     let header = header?;
                     match header.kind {
-                        Kind::Cancel => {
+                        Kind::Cancel if header.request == number => {
                             self.reader.finish_empty(&header)?;
                             return Err(Abort::Cancelled);
                         }
@@ -467,6 +501,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
 
 /// Most bytes that are read and thrown away from a peer whose request failed.
 const DRAIN_BYTES: u64 = 256 << 20;
+
+/// Longest that such a peer is listened to.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Stops the compute thread's work on a request when its connection is gone.
 struct CancelOnDrop(Arc<AtomicBool>);
@@ -485,19 +522,18 @@ fn cache_bytes(node: &DecodeNode, request: &Request) -> u64 {
 /// What has been gathered of one answer.
 struct Answer {
     events: Vec<Event>,
-    proofs: Vec<StepProof>,
     tokens: Vec<u32>,
 }
 
 impl Answer {
-    fn done(&self, finish: Finish, cache_digest: Option<String>) -> Done {
+    fn done(&self, finish: Finish, proofs: &[StepProof], cache_digest: Option<String>) -> Done {
         let step = |proof: &StepProof| StepRecord {
             digest: proof.digest.clone(),
             top: proof.top.clone(),
             digest_ns: proof.proof_ns,
         };
         Done {
-            steps: self.proofs.iter().map(step).collect(),
+            steps: proofs.iter().map(step).collect(),
             finish: match finish {
                 Finish::Length => "length".into(),
                 Finish::EndOfSequence => "eos".into(),
@@ -527,7 +563,9 @@ impl Answer {
             number,
             prompt_tokens: request.prompt.len(),
             kv_bytes,
-            receive_ns: times(EventName::CacheComplete).next().unwrap_or(0),
+            receive_ns: (times(EventName::PieceLanded).next_back())
+                .zip(times(EventName::PieceLanded).next())
+                .map_or(0, |(last, first)| last - first),
             decode_ns,
             tokens: self.tokens,
         }

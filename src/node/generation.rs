@@ -1,5 +1,5 @@
 //! What a request does on the compute thread, the same in every arm: prefill, then steps, with
-//! an event for everything and a proof of every token taken after the token has left.
+//! an event for everything, and proofs of all tokens taken after the last one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -90,8 +90,45 @@ pub enum Emission {
         /// Id.
         token: u32,
     },
-    /// Of the logits of the token before.
-    Proof(StepProof),
+}
+
+/// Bytes of logits that may wait for their proof; beyond it they are proven between two steps.
+const UNPROVEN_BYTES: usize = 256 << 20;
+
+/// Proofs of the tokens of one answer, taken where they disturb no figure: at the end.
+#[derive(Debug, Default)]
+pub struct Proofs {
+    unproven: Vec<Logits>,
+    taken: Vec<StepProof>,
+}
+
+impl Proofs {
+    /// Keeps the logits that a token was chosen from.
+    pub fn push(&mut self, logits: Logits) {
+        let bytes = size_of_val(&logits.0[..]);
+        self.unproven.push(logits);
+        if self.unproven.len() * bytes > UNPROVEN_BYTES {
+            self.take_all();
+        }
+    }
+
+    /// One proof a token, in order.
+    pub fn finish(mut self) -> Vec<StepProof> {
+        self.take_all();
+        self.taken
+    }
+
+    fn take_all(&mut self) {
+        self.taken.extend(self.unproven.drain(..).map(|logits| {
+            let started = Instant::now();
+            let (digest, top) = (logits.digest(), logits.top());
+            StepProof {
+                digest,
+                top,
+                proof_ns: started.elapsed().as_nanos() as u64,
+            }
+        }));
+    }
 }
 
 /// Prefills the cache and chooses the first token.
@@ -100,6 +137,7 @@ pub fn prefill(
     request: &Request,
     cache: &KvCache,
     clock: Clock,
+    proofs: &mut Proofs,
     emit: &mut dyn FnMut(Emission),
 ) -> anyhow::Result<u32> {
     emit(Emission::Event(clock.event(EventName::PrefillStart)));
@@ -113,10 +151,11 @@ pub fn prefill(
         emit(Emission::LayerDone(done));
     })?;
     emit(Emission::Event(clock.event(EventName::PrefillEnd)));
-    Ok(choose(&logits, 0, emit))
+    Ok(choose(logits, 0, proofs, emit))
 }
 
 /// Generates what comes after `first_token`. `cancelled` is looked at between steps.
+#[expect(clippy::too_many_arguments, reason = "one request's state, used twice")]
 pub fn decode(
     engine: &Engine,
     request: &Request,
@@ -124,6 +163,7 @@ pub fn decode(
     first_token: u32,
     clock: Clock,
     cancelled: &AtomicBool,
+    proofs: &mut Proofs,
     emit: &mut dyn FnMut(Emission),
 ) -> anyhow::Result<Finish> {
     let mut token = first_token;
@@ -138,7 +178,7 @@ pub fn decode(
         emit(Emission::Event(clock.indexed(EventName::StepStart, index)));
         let logits = engine.step(token, cache)?;
         emit(Emission::Event(clock.indexed(EventName::StepEnd, index)));
-        token = choose(&logits, index, emit);
+        token = choose(logits, index, proofs, emit);
     }
     match request.ends_with(token, engine) {
         true => Ok(Finish::EndOfSequence),
@@ -146,16 +186,10 @@ pub fn decode(
     }
 }
 
-/// Chooses greedily and lets the token go before its proof is taken.
-fn choose(logits: &Logits, index: u32, emit: &mut dyn FnMut(Emission)) -> u32 {
+/// Chooses greedily, lets the token go, and keeps the logits for their proof.
+fn choose(logits: Logits, index: u32, proofs: &mut Proofs, emit: &mut dyn FnMut(Emission)) -> u32 {
     let token = logits.argmax();
     emit(Emission::Token { index, token });
-    let started = Instant::now();
-    let (digest, top) = (logits.digest(), logits.top());
-    emit(Emission::Proof(StepProof {
-        digest,
-        top,
-        proof_ns: started.elapsed().as_nanos() as u64,
-    }));
+    proofs.push(logits);
     token
 }

@@ -14,7 +14,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::compute::Compute;
-use super::generation::{self, Clock, Emission, Request};
+use super::generation::{self, Clock, Emission, Proofs, Request};
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof, Transfer};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::wire::message::{
@@ -29,9 +29,12 @@ use crate::wire::{
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest silence of a decode node that has all it needs: above any step of a sane setup, and
-/// short enough that a dead machine is noticed.
+/// Longest silence of a decode node that has all it needs for the next token: above any step of a
+/// sane setup, and short enough that a stopped one is noticed.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same where the decode node prefills itself or serves others first.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How a decode node is reached.
 pub struct Peer {
@@ -116,7 +119,7 @@ impl Connection {
                 .await?;
             let header = tokio::time::timeout(SILENCE_TIMEOUT, self.reader.read_header())
                 .await
-                .unwrap_or(Err(silence()))?;
+                .unwrap_or(Err(silence(SILENCE_TIMEOUT)))?;
             if header.kind != Kind::Pong {
                 return Err(self.reader.unwanted(&header, Kind::Pong).await);
             }
@@ -139,32 +142,17 @@ impl Connection {
         let clock = Clock::start(Node::Prefill);
         let mut events = vec![clock.event(EventName::RequestStart)];
         let (emissions, prefilled) = start_prefill(node, request, &cache, clock);
-        let (answer, proof) = if request.output_tokens == 1 {
+        let answered = match request.output_tokens {
             // Nothing is left for the decode node to do, so no cache is sent.
-            let mut tokens = Vec::new();
-            let proof = first_token_alone(emissions, &mut events, &mut tokens).await;
-            let ended = |token: &u32| request.ends_with(*token, node.compute.engine());
-            let finish = match tokens.iter().any(ended) {
-                true => Finish::EndOfSequence,
-                false => Finish::Length,
-            };
-            (RemoteAnswer::only_here(tokens, finish), proof)
-        } else {
-            let number = self.open_request(request, OpenRole::Decode).await?;
-            events.push(clock.event(EventName::Admitted));
-            self.transfer(
-                number,
-                request,
-                transfer,
-                &cache,
-                clock,
-                emissions,
-                &mut events,
-            )
-            .await?
+            1 => first_token_alone(node, request, emissions, &mut events).await,
+            _ => {
+                self.answer(request, transfer, &cache, clock, emissions, &mut events)
+                    .await
+            }
         };
-        prefilled.await.context("the compute thread failed")??;
-        let proof = proof.context("the first token has no proof: the compute thread failed")?;
+        // Even of a request that failed: the next one must not queue behind its prefill.
+        let proofs = prefilled.await.context("the compute thread failed")?;
+        let (answer, proofs) = (answered?, proofs?);
         let sent = self.writer.sent().since(before);
         let sent_cache_digest = match answer.cache_digest {
             Some(_) => Some(cache.digest(request.prompt.len())?.to_hex()[..32].to_string()),
@@ -174,7 +162,7 @@ impl Connection {
         let output = Output {
             text: node.compute.engine().tokenizer.decode(&answer.tokens)?,
             finish: answer.finish,
-            steps: std::iter::once(proof).chain(answer.steps).collect(),
+            steps: proofs.finish().into_iter().chain(answer.steps).collect(),
             tokens: answer.tokens,
             sent_cache_digest,
             landed_cache_digest: answer.cache_digest,
@@ -191,9 +179,9 @@ impl Connection {
         let before = self.writer.sent();
         let clock = Clock::start(Node::Prefill);
         let mut events = vec![clock.event(EventName::RequestStart)];
-        let number = self.open_request(request, OpenRole::Whole).await?;
+        let (number, _) = self.open_request(request, OpenRole::Whole).await?;
         events.push(clock.event(EventName::Admitted));
-        let progress = Progress::default();
+        let progress = Progress::new(QUEUE_PATIENCE);
         progress.all_sent();
         let (mut received, mut tokens) = (Vec::new(), Vec::new());
         let done = receive(
@@ -225,7 +213,11 @@ impl Connection {
     }
 
     /// Announces a request and waits until the decode node has memory for it.
-    async fn open_request(&mut self, request: &Request, role: OpenRole) -> Result<u64, WireError> {
+    async fn open_request(
+        &mut self,
+        request: &Request,
+        role: OpenRole,
+    ) -> Result<(u64, Admit), WireError> {
         let number = self.next_request;
         self.next_request += 1;
         let open = Open {
@@ -240,24 +232,28 @@ impl Connection {
             .write_control(Kind::Open, self.session.id, number, &open)
             .await?;
         let admitted = self.reader.expect::<Admit>(Kind::Admit);
-        (tokio::time::timeout(SILENCE_TIMEOUT, admitted).await).unwrap_or(Err(silence()))?;
-        Ok(number)
+        let (_, admit) = (tokio::time::timeout(SILENCE_TIMEOUT, admitted).await)
+            .unwrap_or(Err(silence(SILENCE_TIMEOUT)))?;
+        Ok((number, admit))
     }
 
     /// Sends the cache while prefill and decode node do their parts, until the answer is there.
-    #[expect(clippy::too_many_arguments, reason = "one request's state, used once")]
-    async fn transfer(
+    async fn answer(
         &mut self,
-        number: u64,
         request: &Request,
         transfer: Transfer,
         cache: &Arc<Pooled>,
         clock: Clock,
         emissions: UnboundedReceiver<Emission>,
         events: &mut Vec<Event>,
-    ) -> anyhow::Result<(RemoteAnswer, Option<StepProof>)> {
+    ) -> anyhow::Result<RemoteAnswer> {
+        let (number, admit) = self.open_request(request, OpenRole::Decode).await?;
+        events.push(clock.event(EventName::Admitted));
         let session = self.session.id;
-        let progress = Progress::default();
+        let progress = Progress::new(match admit.waiting_ahead {
+            0 => SILENCE_TIMEOUT,
+            _ => QUEUE_PATIENCE,
+        });
         let mut sender = Sender {
             writer: &mut self.writer,
             session,
@@ -268,7 +264,6 @@ impl Connection {
             progress: &progress,
             events: Vec::new(),
             first_token: None,
-            proof: None,
         };
         let (mut received, mut tokens) = (Vec::new(), Vec::new());
         let (_, done) = tokio::try_join!(
@@ -284,15 +279,23 @@ impl Connection {
             ),
         )?;
         tokens.splice(0..0, sender.first_token);
-        let proof = sender.proof.take();
         events.append(&mut sender.events);
         events.append(&mut received);
-        Ok((RemoteAnswer::new(tokens, done)?, proof))
+        RemoteAnswer::new(tokens, done)
     }
 }
 
 impl Outcome {
     fn new(output: Output, mut events: Vec<Event>, sent: WireBytes) -> Self {
+        let tokens = events.iter().filter(|e| e.name == EventName::Token);
+        // The end of a request is its last token.
+        if let Some(last) = tokens.max_by_key(|e| e.t_ns) {
+            events.push(Event {
+                name: EventName::RequestEnd,
+                chunk: None,
+                ..last.clone()
+            });
+        }
         events.sort_by_key(|e| (e.clock, e.t_ns));
         Self {
             output,
@@ -310,28 +313,34 @@ pub async fn single(node: &PrefillNode, request: &Request) -> anyhow::Result<Out
     let (report, finished) = tokio::sync::oneshot::channel();
     let work = request.clone();
     let clock = Clock::start(Node::Prefill);
+    let mut events = vec![clock.event(EventName::RequestStart)];
     node.compute.submit(move |engine| {
-        let mut events = vec![clock.event(EventName::RequestStart)];
-        let (mut tokens, mut steps) = (Vec::new(), Vec::new());
+        let (mut tokens, mut proofs) = (Vec::new(), Proofs::default());
         let mut emit = |emission| match emission {
             Emission::Event(event) => events.push(event),
             Emission::Token { index, token } => {
                 events.push(clock.indexed(EventName::Token, index));
                 tokens.push(token);
             }
-            Emission::Proof(proof) => steps.push(proof),
             Emission::LayerDone(_) => {}
         };
         let outcome = (|| {
-            let first = generation::prefill(engine, &work, &cache, clock, &mut emit)?;
+            let first = generation::prefill(engine, &work, &cache, clock, &mut proofs, &mut emit)?;
             let never = AtomicBool::new(false);
-            generation::decode(engine, &work, &cache, first, clock, &never, &mut emit)
+            generation::decode(
+                engine,
+                &work,
+                &cache,
+                first,
+                clock,
+                &never,
+                &mut proofs,
+                &mut emit,
+            )
         })();
-        let _ = report.send(outcome.map(|finish| (finish, events, tokens, steps)));
+        let _ = report.send(outcome.map(|finish| (finish, events, tokens, proofs.finish())));
     });
-    let (finish, mut events, tokens, steps) =
-        finished.await.context("the compute thread failed")??;
-    events.push(end_of_request(&events, clock));
+    let (finish, events, tokens, steps) = finished.await.context("the compute thread failed")??;
     let output = Output {
         text: node.compute.engine().tokenizer.decode(&tokens)?,
         tokens,
@@ -343,19 +352,10 @@ pub async fn single(node: &PrefillNode, request: &Request) -> anyhow::Result<Out
     Ok(Outcome::new(output, events, WireBytes::default()))
 }
 
-/// The end of a request is its last token.
-fn end_of_request(events: &[Event], clock: Clock) -> Event {
-    let last = events.iter().rfind(|e| e.name == EventName::Token);
-    Event {
-        t_ns: last.map_or(0, |e| e.t_ns),
-        ..clock.event(EventName::RequestEnd)
-    }
-}
-
-fn silence() -> WireError {
+fn silence(after: Duration) -> WireError {
     WireError::Timeout {
         what: "waiting for the decode node",
-        after: SILENCE_TIMEOUT,
+        after,
     }
 }
 
@@ -366,7 +366,8 @@ fn piece_tokens(row_bytes: usize, peer: &Introduction) -> usize {
     (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).max(1)
 }
 
-/// Starts prefill on the compute thread; its emissions end when it does.
+/// Starts prefill on the compute thread; its emissions end when it does, then the logits of the
+/// first token come, to be proven when nothing is timed any more.
 fn start_prefill(
     node: &PrefillNode,
     request: &Request,
@@ -374,61 +375,73 @@ fn start_prefill(
     clock: Clock,
 ) -> (
     UnboundedReceiver<Emission>,
-    tokio::sync::oneshot::Receiver<anyhow::Result<()>>,
+    tokio::sync::oneshot::Receiver<anyhow::Result<Proofs>>,
 ) {
     let (sender, emissions) = unbounded_channel();
     let (report, prefilled) = tokio::sync::oneshot::channel();
     let (work, cache) = (request.clone(), Arc::clone(cache));
     node.compute.submit(move |engine| {
-        let outcome = generation::prefill(engine, &work, &cache, clock, &mut |emission| {
+        let mut proofs = Proofs::default();
+        let mut emit = |emission| {
             // The token's time is taken here, where it is known first, not where it is handled.
             if let Emission::Token { index, .. } = emission {
                 let event = clock.indexed(EventName::Token, index);
                 let _ = sender.send(Emission::Event(event));
             }
             let _ = sender.send(emission);
-        });
+        };
+        let outcome = generation::prefill(engine, &work, &cache, clock, &mut proofs, &mut emit);
         drop((sender, cache));
-        let _ = report.send(outcome.map(|_| ()));
+        let _ = report.send(outcome.map(|_| proofs));
     });
     (emissions, prefilled)
 }
 
-/// Collects a prefill that no transfer follows.
+/// The answer of a request that needs no decode node.
 async fn first_token_alone(
+    node: &PrefillNode,
+    request: &Request,
     mut emissions: UnboundedReceiver<Emission>,
     events: &mut Vec<Event>,
-    tokens: &mut Vec<u32>,
-) -> Option<StepProof> {
-    let mut proof = None;
+) -> anyhow::Result<RemoteAnswer> {
+    let mut tokens = Vec::new();
     while let Some(emission) = emissions.recv().await {
         match emission {
             Emission::Event(event) => events.push(event),
             Emission::Token { token, .. } => tokens.push(token),
-            Emission::Proof(taken) => proof = Some(taken),
             Emission::LayerDone(_) => {}
         }
     }
-    proof
+    let ended = |token: &u32| request.ends_with(*token, node.compute.engine());
+    Ok(RemoteAnswer {
+        finish: match tokens.iter().any(ended) {
+            true => Finish::EndOfSequence,
+            false => Finish::Length,
+        },
+        tokens,
+        steps: Vec::new(),
+        remote_events: Vec::new(),
+        cache_digest: None,
+    })
 }
 
 /// How far sending is, for the receiver's patience.
 #[derive(Debug)]
 struct Progress {
+    patience: Duration,
     all_sent: Cell<bool>,
     last_sign_of_life: Cell<Instant>,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
+impl Progress {
+    fn new(patience: Duration) -> Self {
         Self {
+            patience,
             all_sent: Cell::new(false),
             last_sign_of_life: Cell::new(Instant::now()),
         }
     }
-}
 
-impl Progress {
     fn alive(&self) {
         self.last_sign_of_life.set(Instant::now());
     }
@@ -441,7 +454,7 @@ impl Progress {
     /// Resolves when the decode node has all it needs and has been silent for too long.
     async fn silence(&self) {
         loop {
-            let deadline = self.last_sign_of_life.get() + SILENCE_TIMEOUT;
+            let deadline = self.last_sign_of_life.get() + self.patience;
             if self.all_sent.get() && Instant::now() >= deadline {
                 return;
             }
@@ -463,7 +476,6 @@ struct Sender<'a> {
     progress: &'a Progress,
     events: Vec<Event>,
     first_token: Option<u32>,
-    proof: Option<StepProof>,
 }
 
 impl Sender<'_> {
@@ -476,7 +488,6 @@ impl Sender<'_> {
         while let Some(emission) = emissions.recv().await {
             match emission {
                 Emission::Event(event) => self.events.push(event),
-                Emission::Proof(proof) => self.proof = Some(proof),
                 Emission::LayerDone(done) => match transfer {
                     Transfer::Bulk => {}
                     Transfer::Layered => self.send(done.layer, done.tokens).await?,
@@ -544,7 +555,7 @@ async fn receive(
     loop {
         let header: Header = tokio::select! {
             header = reader.read_header() => header?,
-            () = progress.silence() => return Err(silence().into()),
+            () = progress.silence() => return Err(silence(progress.patience).into()),
         };
         progress.alive();
         if (header.session, header.request) != (session, number) {
@@ -570,7 +581,6 @@ async fn receive(
                 tokens.push(message.token);
             }
             Kind::Done => {
-                events.push(end_of_request(events, clock));
                 return Ok(reader.read_control(&header).await?);
             }
             _ => return Err(reader.unwanted(&header, Kind::Token).await.into()),
@@ -608,17 +618,6 @@ impl RemoteAnswer {
             remote_events: done.events.into_iter().filter_map(from_wire).collect(),
             cache_digest: done.cache_digest,
         })
-    }
-
-    /// The answer of a request that needed no decode node.
-    fn only_here(tokens: Vec<u32>, finish: Finish) -> Self {
-        Self {
-            tokens,
-            finish,
-            steps: Vec::new(),
-            remote_events: Vec::new(),
-            cache_digest: None,
-        }
     }
 }
 

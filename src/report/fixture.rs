@@ -121,7 +121,7 @@ pub fn case(prompt: &str, prompt_tokens: u32, output_tokens: u32, times: Times) 
         samples: samples.collect(),
         check: Some(Check {
             landed: Some(true),
-            outputs: Agreement::Identical,
+            outputs: Some(Agreement::Identical),
             demanded: Agreement::Identical,
             findings: Vec::new(),
         }),

@@ -72,7 +72,9 @@ fn checks(record: &Record) -> String {
         Some([
             case.prompt.clone(),
             landed(check.landed).to_owned(),
-            check.outputs.to_string(),
+            check
+                .outputs
+                .map_or("one arm alone".to_owned(), |o| o.to_string()),
             check.demanded.to_string(),
             check.findings.join("; "),
         ])

@@ -85,7 +85,7 @@ fn a_failed_check_comes_first_and_hides_the_times() {
     record.run.status = Status::Failed;
     record.cases[1].check = Some(Check {
         landed: Some(true),
-        outputs: Agreement::Differ,
+        outputs: Some(Agreement::Differ),
         demanded: Agreement::Identical,
         findings: vec!["logits of step 3 differ\nmore".into()],
     });
@@ -96,10 +96,10 @@ fn a_failed_check_comes_first_and_hides_the_times() {
     );
     let check = record.cases[1].check.as_mut().unwrap();
     check.findings.clear();
-    check.outputs = Agreement::Equivalent;
+    check.outputs = Some(Agreement::Equivalent);
     assert!(line(&record).contains("equivalent where identical is demanded"));
     let check = record.cases[1].check.as_mut().unwrap();
-    check.outputs = Agreement::Identical;
+    check.outputs = Some(Agreement::Identical);
     check.landed = Some(false);
     assert!(line(&record).contains("landed is not the one that was sent"));
 }

@@ -202,6 +202,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 self.read_control::<Failed>(header)
                     .await
                     .map(|failed| WireError::PeerFailed {
+                        checksum: failed.checksum,
                         reason: printable(&failed.reason),
                     })
             }

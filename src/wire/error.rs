@@ -129,6 +129,8 @@ pub enum WireError {
     /// The peer accepted a request and then failed it.
     #[error("the peer failed the request, in its words: {reason}")]
     PeerFailed {
+        /// Whether bytes changed on the way to the peer.
+        checksum: bool,
         /// Why, for people; made printable and short.
         reason: String,
     },

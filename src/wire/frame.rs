@@ -32,6 +32,9 @@ pub const MAX_PIECE_BYTES: u64 = 1 << 20;
 /// Largest OPEN (prompt tokens) and DONE (steps and events), in bytes.
 pub const MAX_CONTROL_BYTES: u64 = 4 << 20;
 
+/// Largest DONE payload, in bytes: about 400 bytes a token, so 160,000 tokens.
+pub const MAX_DONE_BYTES: u64 = 64 << 20;
+
 /// Largest HELLO, in bytes: it comes before authentication and carries one environment record.
 pub const MAX_HELLO_BYTES: u64 = 256 << 10;
 
@@ -110,7 +113,7 @@ kinds! {
     /// One generated token.
     Token = 11, "TOKEN", MAX_SMALL_CONTROL_BYTES;
     /// The request is finished.
-    Done = 12, "DONE", MAX_CONTROL_BYTES;
+    Done = 12, "DONE", MAX_DONE_BYTES;
     /// The prefill node no longer wants the request.
     Cancel = 13, "CANCEL", 0;
     /// An admitted request failed, with the reason.

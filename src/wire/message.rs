@@ -313,16 +313,16 @@ pub struct Event {
     /// What happened.
     pub name: String,
     /// The layer, where it concerns one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<u32>,
     /// The prefill chunk or the index of a step, where it concerns one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunk: Option<u32>,
     /// First position of a piece, where it concerns one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_start: Option<u32>,
     /// The connection, where it concerns one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<u32>,
     /// When, since a moment of the decode node's choice.
     pub t_ns: u64,
@@ -350,6 +350,9 @@ pub struct Done {
 pub struct Failed {
     /// Why and what to do, for people.
     pub reason: String,
+    /// Whether bytes changed on the way.
+    #[serde(default)]
+    pub checksum: bool,
 }
 
 /// A peer's text as it may be shown: no control characters (a terminal obeys them), and short.

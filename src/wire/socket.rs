@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::time::timeout;
 
@@ -20,6 +20,14 @@ const LISTEN_BACKLOG: u32 = 128;
 /// Congestion control on loopback, where nothing is to be shared: the plainest one, which every
 /// Linux user may choose. Some systems' default (BBR) paces, and makes loopback three times slower.
 const LOOPBACK_CONGESTION_CONTROL: &str = "reno";
+
+/// Idle time after which a peer is probed, and the time between probes.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+
+/// Longest that sent data may stay unread or unacknowledged before the connection is given up.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
 
 /// One TCP connection as the kernel reports it after it was set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,6 +216,7 @@ pub fn set_up(stream: &TcpStream, congestion: Option<&str>) -> Result<SocketFact
     stream
         .set_nodelay(true)
         .map_err(|error| socket_failed("setting TCP_NODELAY", error))?;
+    notice_a_dead_peer(stream).map_err(|error| socket_failed("setting time-outs", error))?;
     let (local, peer) = addresses(stream)?;
     let loopback = stays_here(local, peer);
     if let Some(name) = congestion {
@@ -221,6 +230,18 @@ pub fn set_up(stream: &TcpStream, congestion: Option<&str>) -> Result<SocketFact
         let _ = choose_congestion_control(stream, LOOPBACK_CONGESTION_CONTROL);
     }
     facts(stream)
+}
+
+/// Lets the kernel end a connection whose peer machine is gone, or whose peer does not read.
+fn notice_a_dead_peer(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY);
+    socket.set_tcp_keepalive(&probes)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_LIMIT))?;
+    Ok(())
 }
 
 /// What the kernel says of a connection now.

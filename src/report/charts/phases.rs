@@ -67,7 +67,7 @@ pub(super) fn chart(summary: &Summary) -> Option<Chart> {
         None => "each prompt on its own scale",
     };
     let subtitle = format!(
-        "{}; medians, ends are E2E; {scale}",
+        "{}; medians of each phase; {scale}",
         one_line(&summary.model.name, 40)
     );
     let rows: i32 = summary.cases.iter().map(case_height).sum();

@@ -116,11 +116,14 @@ async fn refuse_and_failed_come_through_in_the_peers_words() {
 
     let failed = Failed {
         reason: "no memory".to_owned(),
+        checksum: true,
     };
     let sent = writer.write_control(Kind::Failed, 1, 1, &failed).await;
     sent.unwrap();
     let error = reader.expect_empty(Kind::Pong).await.unwrap_err();
-    assert!(matches!(error, WireError::PeerFailed { reason } if reason == "no memory"));
+    assert!(
+        matches!(error, WireError::PeerFailed { checksum: true, reason } if reason == "no memory")
+    );
 
     writer.write_empty(Kind::Cancel, 1, 1).await.unwrap();
     let error = reader.expect_empty(Kind::Pong).await.unwrap_err();
