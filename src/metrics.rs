@@ -363,9 +363,7 @@ pub struct StepProof {
 /// Something that happened, on the clock of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Where it happened.
-    pub node: Node,
-    /// Whose clock `t_ns` was read from.
+    /// Where it happened, and whose clock `t_ns` was read from.
     pub clock: Node,
     /// What happened.
     pub name: EventName,

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use disagg_bench::metrics::{Agreement, Arm, Record, Status};
 use disagg_bench::wire::Kind;
-use tiny_model::proxy::Proxy;
+use tiny_model::proxy::{DamagingProxy, Proxy};
 use tiny_model::running::Running;
 use tiny_model::{DecodeNode, LAYERS, Workplace, wait_for};
 
@@ -386,4 +386,24 @@ fn a_failed_request_does_not_hide_in_the_figures() {
     let split = summary.cases[0].arm(Arm::Split).unwrap();
     assert_eq!(split.e2e_ms.unwrap().n, 1);
     node.stop();
+}
+
+#[test]
+fn a_byte_damaged_on_the_wire_costs_one_request_and_is_told_by_the_exit_code() {
+    let place = Workplace::new();
+    let node = place.serve(&[]);
+    let proxy = DamagingProxy::start(&node.address, Kind::Piece, 2 * LAYERS + 2);
+    let split = start_split(&place, &proxy.address, &["--repeats", "4"]);
+    split.wait().fails(5, &["checksum of PIECE"]);
+    let record = place.record("run");
+    let [case] = &record.cases[..] else {
+        panic!("{} cases", record.cases.len());
+    };
+    let (failed, fine): (Vec<_>, Vec<_>) = case.samples.iter().partition(|s| s.error.is_some());
+    assert_eq!((failed.len(), failed[0].arm), (1, Arm::Split));
+    assert!(failed[0].error.as_ref().unwrap().contains("layer 1"));
+    assert_eq!(fine.len() + 1, case.samples.len());
+    assert!(case.samples.last().unwrap().order > failed[0].order);
+    assert_eq!(record.outputs(), Some(Agreement::Identical));
+    serves_and_stops(&place, node);
 }

@@ -207,7 +207,6 @@ mod tests {
 
     fn event(node: Node, name: EventName, chunk: Option<u32>, t_ns: u64) -> Event {
         Event {
-            node,
             clock: node,
             name,
             layer: None,

@@ -56,7 +56,6 @@ impl Clock {
     /// An event of this node, now.
     pub fn event(&self, name: EventName) -> Event {
         Event {
-            node: self.node,
             clock: self.node,
             name,
             layer: None,

@@ -624,7 +624,6 @@ impl RemoteAnswer {
 /// A decode node's event; those of kinds that this build does not know are left out.
 fn from_wire(event: crate::wire::message::Event) -> Option<Event> {
     Some(Event {
-        node: Node::Decode,
         clock: Node::Decode,
         name: serde_json::from_value(event.name.into()).ok()?,
         layer: event.layer,

@@ -30,7 +30,6 @@ pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: T
     let mut events = Vec::new();
     let mut push = |clock, name, chunk, t_ns| {
         events.push(Event {
-            node: clock,
             clock,
             name,
             layer: None,

@@ -3,6 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -108,6 +110,68 @@ fn forward(streams: [TcpStream; 2], kind: Kind, number: usize, stopped: &Sender<
             let _ = to.write_all(&frame[..frame.len() / 2]);
             let _ = stopped.send(());
             return;
+        }
+        if to.write_all(&frame).is_err() {
+            break;
+        }
+    }
+    close(&streams);
+}
+
+/// Passes everything on but for one damaged byte, and takes any number of connections.
+pub struct DamagingProxy {
+    /// Where it listens.
+    pub address: String,
+    ended: Arc<AtomicBool>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl DamagingProxy {
+    /// Flips a bit in the payload of the `number`th frame of a kind, counted from 1, that a
+    /// prefill node sends.
+    pub fn start(decode_node: &str, kind: Kind, number: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (upstream, ended) = (decode_node.to_owned(), Arc::new(AtomicBool::new(false)));
+        let (is_over, left) = (Arc::clone(&ended), Arc::new(AtomicUsize::new(number)));
+        let accepting = std::thread::spawn(move || {
+            for prefill in listener.incoming().map_while(Result::ok) {
+                let decode = TcpStream::connect(&upstream);
+                let (false, Ok(decode)) = (is_over.load(Ordering::SeqCst), decode) else {
+                    return;
+                };
+                let back = [decode.try_clone().unwrap(), prefill.try_clone().unwrap()];
+                let left = Arc::clone(&left);
+                std::thread::spawn(move || pass([prefill, decode], kind, &left));
+                std::thread::spawn(move || pass(back, kind, &AtomicUsize::new(usize::MAX)));
+            }
+        });
+        Self {
+            address,
+            ended,
+            accepting: Some(accepting),
+        }
+    }
+}
+
+impl Drop for DamagingProxy {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        let _ = TcpStream::connect(&self.address);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+/// Copies frames until either end closes; the one at which `left` reaches zero is damaged.
+fn pass(streams: [TcpStream; 2], kind: Kind, left: &AtomicUsize) {
+    let (mut from, mut to) = (&streams[0], &streams[1]);
+    while let Some(mut frame) = read_frame(&mut from) {
+        let is_kind = frame[KIND] == (kind as u16).to_le_bytes();
+        if is_kind && left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let middle = HEADER_BYTES + (frame.len() - HEADER_BYTES) / 2;
+            frame[middle] ^= 0x40;
         }
         if to.write_all(&frame).is_err() {
             break;
