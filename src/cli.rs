@@ -242,6 +242,9 @@ pub struct LinkArgs {
         value_delimiter = ','
     )]
     pub transfer: Vec<Transfer>,
+    /// TCP connections that carry the cache; more than one helps where one cannot fill the link
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub streams: u32,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]

@@ -144,7 +144,7 @@ impl Experiment<'_> {
                     (self.observer)(&prompt.name, None);
                     let outcome = self.request(way, &plan.request(prompt)).await;
                     let repeat = if warmup { round } else { round - plan.warmup };
-                    let mut sample = sample_of(way, plan, repeat, warmup, order);
+                    let mut sample = sample_of(way, plan, self.streams(), repeat, warmup, order);
                     order += 1;
                     match outcome {
                         Ok(outcome) => fill(&mut sample, outcome),
@@ -249,6 +249,11 @@ impl Experiment<'_> {
         Ok((Instant::now(), started.elapsed()))
     }
 
+    /// Connections that carry pieces; 0 without a decode node.
+    fn streams(&self) -> u32 {
+        self.remote.as_ref().map_or(0, |remote| remote.peer.streams)
+    }
+
     fn add(&mut self, sample: Sample) {
         if let Some(case) = self.record.cases.last_mut() {
             case.samples.push(sample);
@@ -270,7 +275,7 @@ pub fn now() -> String {
     format!("{now:.0}")
 }
 
-fn sample_of(way: Way, plan: &Plan, repeat: u32, warmup: bool, order: u32) -> Sample {
+fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, order: u32) -> Sample {
     let (arm, node, transfer) = match way {
         Way::SingleHere => (Arm::Single, Node::Prefill, None),
         Way::SingleThere => (Arm::Single, Node::Decode, None),
@@ -282,7 +287,7 @@ fn sample_of(way: Way, plan: &Plan, repeat: u32, warmup: bool, order: u32) -> Sa
         transfer,
         kv_dtype: plan.kv_dtype.into(),
         wire_dtype: transfer.map(|_| plan.kv_dtype.into()),
-        streams: u32::from(transfer.is_some()),
+        streams: transfer.map_or(0, |_| streams),
         chunk_tokens: plan.chunk_tokens,
         warmup,
         repeat,

@@ -1,12 +1,13 @@
 //! The two roles: joins the engine and the wire.
 //!
 //! `compute` owns the thread that runs the model, `generation` says what a request does on it,
-//! `prefill` and `decode` are the two ends of a request. Nothing here prints or writes files.
+//! `prefill` and `decode` are the two ends of a request, `reception` is a cache while it arrives. Nothing here prints or writes files.
 
 pub mod compute;
 pub mod decode;
 pub mod generation;
 pub mod prefill;
+pub mod reception;
 
 use crate::environment::Environment;
 use crate::model::engine::Engine;

@@ -14,6 +14,7 @@ use crate::model::engine::Engine;
 use crate::node;
 use crate::node::compute::Compute;
 use crate::node::decode::{DecodeNode, Served, ServedRequest, serve};
+use crate::node::reception::Sessions;
 use crate::preparation;
 use crate::terminal::{self, Terminal};
 use crate::wire::socket;
@@ -50,6 +51,7 @@ pub fn run(
         token,
         congestion_control: args.socket.congestion_control.clone(),
         corrupt_layer: args.corrupt_layer,
+        sessions: Sessions::default(),
         observer: Box::new(move |served| {
             if !quiet {
                 // A closed stdout must not stop a server.

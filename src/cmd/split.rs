@@ -70,6 +70,7 @@ pub fn run(
                 address: child.address()?,
                 token: None,
                 congestion_control: congestion.map(str::to_owned),
+                streams: args.link.streams,
             },
             (None, None) => unreachable!("without a peer a local one was started"),
         };
@@ -102,6 +103,7 @@ pub(super) fn remote_peer(address: &str, link: &LinkArgs) -> anyhow::Result<Peer
         address: address.to_string(),
         token,
         congestion_control: link.socket.congestion_control.clone(),
+        streams: link.streams,
     })
 }
 

@@ -280,14 +280,6 @@ impl KvCache {
         Ok(unsafe { std::slice::from_raw_parts(self.memory.add(offset).as_ptr(), len) })
     }
 
-    /// The bytes of landed tokens of a layer, to be changed: for negative controls alone.
-    pub fn landed_mut(&mut self, layer: usize, tokens: Range<usize>) -> Result<&mut [u8], KvError> {
-        let len = self.read(layer, tokens.clone())?.len();
-        let (offset, _) = self.byte_range(layer, &tokens);
-        // SAFETY: the same bytes as `read` gives, and `&mut self` keeps everybody else away.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory.add(offset).as_ptr(), len) })
-    }
-
     /// A digest of the first `tokens` tokens of all layers (blake3 over layers in order).
     ///
     /// Two caches hold the same bytes if and only if their digests are equal.

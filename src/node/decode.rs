@@ -16,15 +16,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
+use super::reception::{Reception, Sessions, SharedSession};
 use crate::environment::process_peak_rss_bytes;
 use crate::metrics::{Event, EventName, Finish, Node, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::wire::message::{
-    self, Admit, Done, Failed, Introduction, Open, OpenRole, Refuse, RefuseCode, Start, StepRecord,
-    TokenMessage,
+    self, Admit, Done, Failed, Introduction, Join, Open, OpenRole, Refuse, RefuseCode, Start,
+    StepRecord, TokenMessage,
 };
 use crate::wire::{
-    FrameReader, FrameWriter, Header, Kind, PieceHeader, Session, Token, WireError, respond, socket,
+    FrameReader, FrameWriter, Header, Kind, Session, Token, WireError, respond, socket,
 };
 
 /// What a decode node needs to serve.
@@ -43,6 +44,8 @@ pub struct DecodeNode {
     pub corrupt_layer: Option<usize>,
     /// Told of what happens; must not block.
     pub observer: Box<dyn Fn(Served) + Send + Sync>,
+    /// What further connections can join.
+    pub sessions: Sessions,
 }
 
 /// Something that a decode node did.
@@ -125,6 +128,7 @@ async fn serve_peer(node: Arc<DecodeNode>, stream: tokio::net::TcpStream, peer: 
         Peer {
             node: &node,
             peer,
+            shared: node.sessions.open(session.id),
             session,
             reader,
             writer,
@@ -144,13 +148,15 @@ async fn serve_peer(node: Arc<DecodeNode>, stream: tokio::net::TcpStream, peer: 
 struct Peer<'a, R, W> {
     node: &'a DecodeNode,
     peer: SocketAddr,
+    shared: Arc<SharedSession>,
     session: Session,
     reader: FrameReader<R>,
     writer: FrameWriter<W>,
 }
 
 /// Why a request ended early.
-enum Abort {
+#[derive(Debug)]
+pub enum Abort {
     /// The peer takes it back; the connection goes on.
     Cancelled,
     /// The connection is of no more use.
@@ -159,6 +165,18 @@ enum Abort {
     Failed(String),
     /// A piece was damaged on its way: as `Failed`.
     Damaged(String),
+}
+
+impl Abort {
+    /// What the session's first connection tells the peer when a joined one ends like this.
+    fn as_lost(&self, stream: u32) -> Self {
+        match self {
+            Self::Damaged(reason) => Self::Damaged(reason.clone()),
+            Self::Failed(reason) => Self::Failed(reason.clone()),
+            Self::Fatal(error) => Self::Failed(format!("connection {stream}: {error}")),
+            Self::Cancelled => Self::Failed(format!("connection {stream} ended")),
+        }
+    }
 }
 
 impl From<WireError> for Abort {
@@ -181,12 +199,88 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                     let open: Open = self.reader.read_control(&header).await?;
                     self.serve_request(header.request, open).await?;
                 }
+                Kind::Join => {
+                    let join: Join = self.reader.read_control(&header).await?;
+                    return self.join(join).await;
+                }
                 // A cancel that crossed with the end of its request.
                 Kind::Cancel => self.reader.finish_empty(&header)?,
                 Kind::Ping => self.pong(&header).await?,
                 _ => return Err(self.reader.unwanted(&header, Kind::Open).await.into()),
             }
         }
+    }
+
+    /// Brings pieces of another connection's requests from now on.
+    async fn join(&mut self, join: Join) -> Result<(), Abort> {
+        let Some(session) = self.node.sessions.find(join.session) else {
+            let refuse = Refuse {
+                code: RefuseCode::BadRequest,
+                reason: format!(
+                    "session {:016x} is not open on this node: reconnect",
+                    join.session
+                ),
+            };
+            (self.writer)
+                .write_control(Kind::Refuse, self.session.id, 0, &refuse)
+                .await?;
+            return Err(Abort::Failed(refuse.reason));
+        };
+        (self.writer)
+            .write_empty(Kind::Ready, self.session.id, 0)
+            .await?;
+        let (id, closed) = (session.id, session.closed());
+        let session = {
+            let weak = Arc::downgrade(&session);
+            drop(session);
+            weak
+        };
+        let current = || session.upgrade().and_then(|session| session.current());
+        tokio::pin!(closed);
+        loop {
+            let header = tokio::select! {
+                header = self.reader.read_header() => header,
+                () = &mut closed => return Ok(()),
+            };
+            let taken = match header {
+                Ok(header) => self.take_joined(&header, id, join.stream, current()).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(abort) = taken {
+                if let Some(reception) = current() {
+                    reception.fail(abort.as_lost(join.stream));
+                }
+                return Err(abort);
+            }
+        }
+    }
+
+    /// One frame of a joined connection: a piece, which is acknowledged where it came.
+    async fn take_joined(
+        &mut self,
+        header: &Header,
+        session: u64,
+        stream: u32,
+        reception: Option<Arc<Reception>>,
+    ) -> Result<(), Abort> {
+        if header.kind != Kind::Piece {
+            return Err(self.reader.unwanted(header, Kind::Piece).await.into());
+        }
+        if header.session != session {
+            let got = header.session;
+            let want = session;
+            return Err(WireError::ForeignSession { got, want }.into());
+        }
+        let Some(reception) = reception else {
+            return Err(Abort::Failed(format!(
+                "a piece of request {} came, and no request is open",
+                header.request
+            )));
+        };
+        (reception.take_piece(&mut self.reader, header, stream)).await?;
+        // Whoever waits for the cache must find it in nobody else's hands.
+        drop(reception);
+        Ok(self.writer.write_ack(header.run()).await?)
     }
 
     async fn next_header(&mut self) -> Result<Header, WireError> {
@@ -210,7 +304,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     async fn serve_request(&mut self, number: u64, open: Open) -> Result<(), Abort> {
         let clock = Clock::start(Node::Decode);
         let session = self.session.id;
-        let (request, mut cache) = match self.admit(&open).await {
+        let (request, cache) = match self.admit(&open).await {
             Ok(admitted) => admitted,
             Err(refuse) => {
                 (self.writer)
@@ -219,6 +313,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 return Ok(());
             }
         };
+        let cache = Arc::new(cache);
+        let reception = (open.role == OpenRole::Decode).then(|| {
+            let tokens = request.prompt.len();
+            let (cache, corrupt) = (Arc::clone(&cache), self.node.corrupt_layer);
+            Reception::new(number, tokens, cache, clock, corrupt)
+        });
+        self.shared.set_current(reception.clone());
         let admit = Admit {
             capacity_tokens: cache.capacity_tokens() as u32,
             waiting_ahead: self.node.compute.waiting(),
@@ -228,20 +329,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             .await?;
         let mut events = vec![clock.event(EventName::Admitted)];
         let outcome = async {
-            let first_token = match open.role {
-                OpenRole::Whole => None,
-                OpenRole::Decode => {
-                    let token = self
-                        .receive_cache(number, &request, &cache, clock, &mut events)
-                        .await?;
-                    self.corrupt(&mut cache, request.prompt.len());
-                    Some(token)
-                }
-            };
+            let mut first_token = None;
+            if let Some(reception) = reception {
+                let (token, landed) = self.receive_cache(&reception).await?;
+                self.shared.set_current(None);
+                events.extend(landed);
+                first_token = Some(token);
+            }
             self.generate(number, request, cache, first_token, clock, events)
                 .await
         };
         let ended = outcome.await;
+        self.shared.set_current(None);
         let failed = match &ended {
             Err(Abort::Cancelled) => return Ok(()),
             Ok(()) | Err(Abort::Fatal(_)) => return ended,
@@ -299,55 +398,23 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         Ok((request, cache))
     }
 
-    /// Reads pieces into place until every layer covers the prompt and the first token is known.
-    async fn receive_cache(
-        &mut self,
-        number: u64,
-        request: &Request,
-        cache: &Pooled,
-        clock: Clock,
-        events: &mut Vec<Event>,
-    ) -> Result<u32, Abort> {
-        let mut missing = request.prompt.len() * cache.layout().n_layers;
-        let mut first_token = None;
+    /// Reads pieces into place until they and those of joined connections cover the prompt in
+    /// every layer and the first token is known.
+    async fn receive_cache(&mut self, reception: &Reception) -> Result<(u32, Vec<Event>), Abort> {
         loop {
-            if let (0, Some(token)) = (missing, first_token) {
-                return Ok(token);
-            }
-            let header = self.next_header().await?;
+            let header = tokio::select! {
+                biased;
+                outcome = reception.outcome() => return outcome,
+                header = self.next_header() => header?,
+            };
             match header.kind {
-                Kind::Piece if header.request == number => {
-                    self.receive_piece(&header, request, cache).await?;
-                    // Before the acknowledgement, whose way is not part of landing.
-                    events.push(Event {
-                        layer: Some(header.layer),
-                        token_start: Some(header.token_start),
-                        stream: Some(0),
-                        ..clock.event(EventName::PieceLanded)
-                    });
-                    missing -= header.token_count as usize;
-                    if missing == 0 && first_token.is_some() {
-                        events.push(clock.event(EventName::CacheComplete));
-                    }
-                    let session = self.session.id;
-                    let run = PieceHeader {
-                        session,
-                        ..header.run()
-                    };
-                    self.writer.write_ack(run).await?;
-                }
                 Kind::Piece => {
-                    return Err(Abort::Failed(format!(
-                        "a piece of request {} came during request {number}",
-                        header.request
-                    )));
+                    reception.take_piece(&mut self.reader, &header, 0).await?;
+                    self.writer.write_ack(header.run()).await?;
                 }
                 Kind::Start => {
                     let start: Start = self.reader.read_control(&header).await?;
-                    first_token = Some(start.first_token);
-                    if missing == 0 {
-                        events.push(clock.event(EventName::CacheComplete));
-                    }
+                    reception.start(start.first_token);
                 }
                 Kind::Cancel => {
                     self.reader.finish_empty(&header)?;
@@ -359,45 +426,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         }
     }
 
-    /// Reads one piece into its final place and verifies it.
-    async fn receive_piece(
-        &mut self,
-        header: &Header,
-        request: &Request,
-        cache: &Pooled,
-    ) -> Result<(), Abort> {
-        let (start, count) = (header.token_start as usize, header.token_count as usize);
-        let prompt = request.prompt.len();
-        if start.saturating_add(count) > prompt {
-            return Err(Abort::Failed(format!(
-                "a piece of tokens {start}..{} is outside the prompt of {prompt} tokens",
-                start.saturating_add(count)
-            )));
-        }
-        let mut claim = (cache.claim(header.layer as usize, start, count))
-            .map_err(|e| Abort::Failed(e.to_string()))?;
-        self.reader.read_payload_into(header, &mut claim).await?;
-        claim.land();
-        Ok(())
-    }
-
-    /// Negative control: proves that the checks see a damaged cache.
-    fn corrupt(&self, cache: &mut Pooled, prompt_tokens: usize) {
-        let Some(layer) = self.node.corrupt_layer else {
-            return;
-        };
-        if let Ok(bytes) = cache.landed_mut(layer, 0..prompt_tokens) {
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 0x10;
-        }
-    }
-
     /// Runs the model and streams what it gives.
     async fn generate(
         &mut self,
         number: u64,
         request: Request,
-        cache: Pooled,
+        cache: Arc<Pooled>,
         first_token: Option<u32>,
         clock: Clock,
         events: Vec<Event>,

@@ -3,14 +3,17 @@
 //! Compute pushes what it does into an unbounded queue and never waits for the network. Pieces
 //! are read from the cache where they lie and written to the socket without a copy.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use futures_util::future::try_join_all;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::compute::Compute;
@@ -18,7 +21,7 @@ use super::generation::{self, Clock, Emission, Proofs, Request};
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof, Transfer};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::wire::message::{
-    Admit, Done, Introduction, Open, OpenRole, Start, StepRecord, TokenMessage,
+    Admit, Done, Introduction, Join, Open, OpenRole, Start, StepRecord, TokenMessage,
 };
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
 use crate::wire::{
@@ -44,6 +47,8 @@ pub struct Peer {
     pub token: Option<Token>,
     /// Congestion control to ask for.
     pub congestion_control: Option<String>,
+    /// Connections that carry pieces, at least one.
+    pub streams: u32,
 }
 
 /// This node's compute and memory.
@@ -72,26 +77,51 @@ pub struct Outcome {
 pub struct Connection {
     reader: FrameReader<OwnedReadHalf>,
     writer: FrameWriter<OwnedWriteHalf>,
+    /// Further connections of the session; they carry pieces alone.
+    joined: Vec<Joined>,
     session: Session,
     facts: SocketFacts,
     next_request: u64,
 }
 
+/// A further connection of a session.
+struct Joined {
+    reader: FrameReader<OwnedReadHalf>,
+    writer: FrameWriter<OwnedWriteHalf>,
+}
+
 impl Connection {
-    /// Connects and agrees with the decode node on version, model, layout and token.
+    /// Connects and agrees with the decode node on version, model, layout and token; then opens
+    /// as many further connections as the peer's number of streams asks for.
     pub async fn open(peer: &Peer, ours: &Introduction) -> Result<Self, WireError> {
-        let congestion = peer.congestion_control.as_deref();
-        let (stream, facts) = socket::connect(&peer.address, CONNECT_TIMEOUT, congestion).await?;
-        let (read, write) = stream.into_split();
-        let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
-        let session = initiate(&mut reader, &mut writer, ours, peer.token.as_ref()).await?;
+        let (first, session, facts) = connect(peer, ours).await?;
+        let mut joined = Vec::new();
+        for stream in 1..peer.streams {
+            let (mut connection, own, _) = connect(peer, ours).await?;
+            let join = Join {
+                session: session.id,
+                stream,
+            };
+            (connection.writer)
+                .write_control(Kind::Join, own.id, 0, &join)
+                .await?;
+            connection.reader.expect_empty(Kind::Ready).await?;
+            joined.push(connection);
+        }
         Ok(Self {
-            reader,
-            writer,
+            reader: first.reader,
+            writer: first.writer,
+            joined,
             session,
             facts,
             next_request: 1,
         })
+    }
+
+    /// Bytes sent so far over all connections.
+    fn sent(&self) -> WireBytes {
+        let joined = self.joined.iter().map(|joined| joined.writer.sent());
+        joined.fold(self.writer.sent(), WireBytes::plus)
     }
 
     /// What the decode node said of itself.
@@ -138,7 +168,7 @@ impl Connection {
     ) -> anyhow::Result<Outcome> {
         let layout = node.compute.engine().shape().kv_layout(request.kv_dtype);
         let cache = Arc::new(node.pool.take(layout, request.prompt.len())?);
-        let before = self.writer.sent();
+        let before = self.sent();
         let clock = Clock::start(Node::Prefill);
         let mut events = vec![clock.event(EventName::RequestStart)];
         let (emissions, prefilled) = start_prefill(node, request, &cache, clock);
@@ -153,7 +183,7 @@ impl Connection {
         // Even of a request that failed: the next one must not queue behind its prefill.
         let proofs = prefilled.await.context("the compute thread failed")?;
         let (answer, proofs) = (answered?, proofs?);
-        let sent = self.writer.sent().since(before);
+        let sent = self.sent().since(before);
         let sent_cache_digest = match answer.cache_digest {
             Some(_) => Some(cache.digest(request.prompt.len())?.to_hex()[..32].to_string()),
             None => None,
@@ -176,7 +206,7 @@ impl Connection {
         node: &PrefillNode,
         request: &Request,
     ) -> anyhow::Result<Outcome> {
-        let before = self.writer.sent();
+        let before = self.sent();
         let clock = Clock::start(Node::Prefill);
         let mut events = vec![clock.event(EventName::RequestStart)];
         let (number, _) = self.open_request(request, OpenRole::Whole).await?;
@@ -205,11 +235,7 @@ impl Connection {
             sent_cache_digest: None,
             landed_cache_digest: None,
         };
-        Ok(Outcome::new(
-            output,
-            events,
-            self.writer.sent().since(before),
-        ))
+        Ok(Outcome::new(output, events, self.sent().since(before)))
     }
 
     /// Announces a request and waits until the decode node has memory for it.
@@ -254,32 +280,56 @@ impl Connection {
             0 => SILENCE_TIMEOUT,
             _ => QUEUE_PATIENCE,
         });
-        let mut sender = Sender {
-            writer: &mut self.writer,
+        let sender = Sender {
             session,
             number,
             cache,
             piece_tokens: piece_tokens(cache.layout().row_bytes(), &self.session.peer),
             clock,
             progress: &progress,
-            events: Vec::new(),
-            first_token: None,
+            queue: Queue::default(),
+            events: RefCell::default(),
+            first_token: Cell::new(None),
         };
         let (mut received, mut tokens) = (Vec::new(), Vec::new());
-        let (_, done) = tokio::try_join!(
-            sender.run(request, transfer, emissions),
-            receive(
-                &mut self.reader,
-                session,
-                number,
-                clock,
-                &progress,
-                &mut received,
-                &mut tokens
-            ),
-        )?;
-        tokens.splice(0..0, sender.first_token);
-        events.append(&mut sender.events);
+        let (mut writers, mut readers) = (vec![(0, &mut self.writer)], Vec::new());
+        for (stream, joined) in (1..).zip(&mut self.joined) {
+            writers.push((stream, &mut joined.writer));
+            readers.push((stream, &mut joined.reader));
+        }
+        let all_sent = async {
+            let streams = writers
+                .into_iter()
+                .map(|(i, writer)| sender.send(i, writer));
+            try_join_all(streams).await?;
+            progress.all_sent();
+            anyhow::Ok(())
+        };
+        let acknowledged = try_join_all(
+            (readers.into_iter()).map(|(i, reader)| sender.acknowledgements(i, reader)),
+        );
+        let answered = async {
+            tokio::try_join!(
+                sender.feed(request, transfer, emissions),
+                all_sent,
+                receive(
+                    &mut self.reader,
+                    session,
+                    number,
+                    clock,
+                    &progress,
+                    &mut received,
+                    &mut tokens
+                ),
+            )
+        };
+        let done = tokio::select! {
+            answered = answered => answered?.2,
+            // These end only by failing, or at once where there are none.
+            Err(error) = acknowledged => return Err(error),
+        };
+        tokens.splice(0..0, sender.first_token.get());
+        events.append(&mut sender.events.into_inner());
         events.append(&mut received);
         RemoteAnswer::new(tokens, done)
     }
@@ -304,6 +354,19 @@ impl Outcome {
             wire_framing_bytes: sent.framing_bytes + sent.control_bytes,
         }
     }
+}
+
+/// One connection that the decode node has accepted.
+async fn connect(
+    peer: &Peer,
+    ours: &Introduction,
+) -> Result<(Joined, Session, SocketFacts), WireError> {
+    let congestion = peer.congestion_control.as_deref();
+    let (stream, facts) = socket::connect(&peer.address, CONNECT_TIMEOUT, congestion).await?;
+    let (read, write) = stream.into_split();
+    let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
+    let session = initiate(&mut reader, &mut writer, ours, peer.token.as_ref()).await?;
+    Ok((Joined { reader, writer }, session, facts))
 }
 
 /// Runs one request wholly on this node.
@@ -465,80 +528,171 @@ impl Progress {
     }
 }
 
+/// What one request still has to send; every connection takes from it when it is free.
+#[derive(Default)]
+struct Queue {
+    start: Cell<Option<u32>>,
+    pieces: RefCell<VecDeque<PieceHeader>>,
+    complete: Cell<bool>,
+    changed: Notify,
+}
+
+/// Something to send.
+enum Outgoing {
+    /// The first token, for the session's first connection.
+    Start(u32),
+    /// Part of the cache, for any.
+    Piece(PieceHeader),
+}
+
+impl Queue {
+    fn push(&self, piece: PieceHeader) {
+        self.pieces.borrow_mut().push_back(piece);
+        self.changed.notify_waiters();
+    }
+
+    fn start(&self, token: u32) {
+        self.start.set(Some(token));
+        self.changed.notify_waiters();
+    }
+
+    fn complete(&self) {
+        self.complete.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// What connection `stream` sends next; none when all is sent or being sent.
+    async fn next(&self, stream: u32) -> Option<Outgoing> {
+        loop {
+            // All users are on one thread: nothing can change between here and the wait.
+            if stream == 0
+                && let Some(token) = self.start.take()
+            {
+                return Some(Outgoing::Start(token));
+            }
+            if let Some(piece) = self.pieces.borrow_mut().pop_front() {
+                return Some(Outgoing::Piece(piece));
+            }
+            if self.complete.get() {
+                return None;
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
 /// Sends one request's cache and its first token.
 struct Sender<'a> {
-    writer: &'a mut FrameWriter<OwnedWriteHalf>,
     session: u64,
     number: u64,
     cache: &'a Pooled,
     piece_tokens: usize,
     clock: Clock,
     progress: &'a Progress,
-    events: Vec<Event>,
-    first_token: Option<u32>,
+    queue: Queue,
+    events: RefCell<Vec<Event>>,
+    first_token: Cell<Option<u32>>,
 }
 
 impl Sender<'_> {
-    async fn run(
-        &mut self,
+    /// Turns what compute tells into pieces to send.
+    async fn feed(
+        &self,
         request: &Request,
         transfer: Transfer,
         mut emissions: UnboundedReceiver<Emission>,
     ) -> anyhow::Result<()> {
         while let Some(emission) = emissions.recv().await {
             match emission {
-                Emission::Event(event) => self.events.push(event),
+                Emission::Event(event) => self.events.borrow_mut().push(event),
                 Emission::LayerDone(done) => match transfer {
                     Transfer::Bulk => {}
-                    Transfer::Layered => self.send(done.layer, done.tokens).await?,
+                    Transfer::Layered => self.enqueue(done.layer, done.tokens),
                 },
                 Emission::Token { token, .. } => {
-                    self.first_token = Some(token);
-                    let start = Start { first_token: token };
-                    (self.writer)
-                        .write_control(Kind::Start, self.session, self.number, &start)
-                        .await?;
+                    self.first_token.set(Some(token));
+                    self.queue.start(token);
                     if transfer == Transfer::Bulk {
                         for layer in 0..self.cache.layout().n_layers {
-                            self.send(layer, 0..request.prompt.len()).await?;
+                            self.enqueue(layer, 0..request.prompt.len());
                         }
                     }
-                    self.progress.all_sent();
                 }
             }
         }
-        anyhow::ensure!(self.first_token.is_some(), "prefill ended without a token");
+        self.queue.complete();
+        anyhow::ensure!(
+            self.first_token.get().is_some(),
+            "prefill ended without a token"
+        );
         Ok(())
     }
 
-    /// Sends tokens of a layer in pieces of the size that both nodes take.
-    async fn send(&mut self, layer: usize, tokens: Range<usize>) -> anyhow::Result<()> {
+    /// Queues tokens of a layer in pieces of the size that both nodes take.
+    fn enqueue(&self, layer: usize, tokens: Range<usize>) {
         for start in tokens.clone().step_by(self.piece_tokens) {
             let end = tokens.end.min(start + self.piece_tokens);
-            self.send_piece(layer, start..end).await?;
+            self.queue.push(PieceHeader {
+                session: self.session,
+                request: self.number,
+                layer: layer as u32,
+                token_start: start as u32,
+                token_count: (end - start) as u32,
+            });
+        }
+    }
+
+    /// Sends over one connection what it takes from the queue, until there is no more.
+    async fn send(
+        &self,
+        stream: u32,
+        writer: &mut FrameWriter<OwnedWriteHalf>,
+    ) -> anyhow::Result<()> {
+        while let Some(next) = self.queue.next(stream).await {
+            match next {
+                Outgoing::Start(first_token) => {
+                    let start = Start { first_token };
+                    writer
+                        .write_control(Kind::Start, self.session, self.number, &start)
+                        .await?;
+                }
+                Outgoing::Piece(piece) => {
+                    let start = piece.token_start as usize;
+                    let tokens = start..start + piece.token_count as usize;
+                    let bytes = self.cache.read(piece.layer as usize, tokens)?;
+                    self.note(EventName::PieceOffered, &piece, stream);
+                    writer.write_piece(piece, bytes).await?;
+                    self.note(EventName::PieceSent, &piece, stream);
+                }
+            }
         }
         Ok(())
     }
 
-    async fn send_piece(&mut self, layer: usize, tokens: Range<usize>) -> anyhow::Result<()> {
-        let run = PieceHeader {
-            session: self.session,
-            request: self.number,
-            layer: layer as u32,
-            token_start: tokens.start as u32,
-            token_count: tokens.len() as u32,
-        };
-        let event = |clock: Clock, name| Event {
-            layer: Some(run.layer),
-            token_start: Some(run.token_start),
-            stream: Some(0),
-            ..clock.event(name)
-        };
-        let bytes = self.cache.read(layer, tokens)?;
-        self.events.push(event(self.clock, EventName::PieceOffered));
-        self.writer.write_piece(run, bytes).await?;
-        self.events.push(event(self.clock, EventName::PieceSent));
-        Ok(())
+    /// Reads acknowledgements from a joined connection until it fails or is no longer asked.
+    async fn acknowledgements(
+        &self,
+        stream: u32,
+        reader: &mut FrameReader<OwnedReadHalf>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let header = reader.read_header().await?;
+            self.progress.alive();
+            if header.kind != Kind::Ack || header.session != self.session {
+                return Err(reader.unwanted(&header, Kind::Ack).await.into());
+            }
+            reader.finish_empty(&header)?;
+            self.note(EventName::PieceAcknowledged, &header.run(), stream);
+        }
+    }
+
+    fn note(&self, name: EventName, piece: &PieceHeader, stream: u32) {
+        self.events.borrow_mut().push(Event {
+            layer: Some(piece.layer),
+            token_start: Some(piece.token_start),
+            stream: Some(stream),
+            ..self.clock.event(name)
+        });
     }
 }
 

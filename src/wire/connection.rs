@@ -49,6 +49,16 @@ impl WireBytes {
         }
     }
 
+    /// Both together.
+    pub fn plus(self, other: WireBytes) -> WireBytes {
+        WireBytes {
+            payload_bytes: self.payload_bytes + other.payload_bytes,
+            framing_bytes: self.framing_bytes + other.framing_bytes,
+            control_bytes: self.control_bytes + other.control_bytes,
+            pieces: self.pieces + other.pieces,
+        }
+    }
+
     /// What was added since an earlier reading of the same counter.
     pub fn since(self, earlier: WireBytes) -> WireBytes {
         WireBytes {

@@ -98,7 +98,7 @@ kinds! {
     Ready = 3, "READY", 0;
     /// A session or a request is refused, with the reason.
     Refuse = 4, "REFUSE", MAX_SMALL_CONTROL_BYTES;
-    /// Reserved: a further connection of a session.
+    /// This connection is a further one of a session.
     Join = 5, "JOIN", MAX_SMALL_CONTROL_BYTES;
     /// A request, before its prefill.
     Open = 6, "OPEN", MAX_CONTROL_BYTES;

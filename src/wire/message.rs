@@ -194,6 +194,15 @@ pub enum OpenRole {
     Whole,
 }
 
+/// JOIN: this connection brings pieces of another session's requests, instead of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    /// The session, as the decode node numbered it.
+    pub session: u64,
+    /// Number of this connection in it, counted from 1.
+    pub stream: u32,
+}
+
 /// OPEN: a request with all settings that are its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Open {

@@ -1,0 +1,204 @@
+//! The cache of one request while it arrives, in pieces, over any connection of its session.
+//!
+//! The session's first connection opens the request and waits for the outcome; connections that
+//! joined it bring pieces of whatever request is open.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use tokio::io::AsyncRead;
+use tokio::sync::{Notify, watch};
+
+use super::decode::Abort;
+use super::generation::Clock;
+use crate::metrics::{Event, EventName};
+use crate::model::cache_pool::Pooled;
+use crate::wire::{FrameReader, Header};
+
+/// A request whose cache is arriving.
+pub struct Reception {
+    number: u64,
+    prompt_tokens: usize,
+    cache: Arc<Pooled>,
+    clock: Clock,
+    /// Negative control: flip a bit of this layer after its checksum was verified.
+    corrupt_layer: Option<usize>,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+struct State {
+    /// Layers times tokens that have not landed.
+    missing: usize,
+    first_token: Option<u32>,
+    failed: Option<Abort>,
+    events: Vec<Event>,
+}
+
+impl Reception {
+    /// A request `number` of `prompt_tokens` tokens into an empty cache.
+    pub fn new(
+        number: u64,
+        prompt_tokens: usize,
+        cache: Arc<Pooled>,
+        clock: Clock,
+        corrupt_layer: Option<usize>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            number,
+            prompt_tokens,
+            clock,
+            corrupt_layer,
+            state: Mutex::new(State {
+                missing: prompt_tokens * cache.layout().n_layers,
+                first_token: None,
+                failed: None,
+                events: Vec::new(),
+            }),
+            cache,
+            changed: Notify::new(),
+        })
+    }
+
+    /// Reads one piece into its final place and verifies it; it is the caller's to acknowledge.
+    /// Not cancel safe.
+    pub async fn take_piece<R: AsyncRead + Unpin>(
+        &self,
+        reader: &mut FrameReader<R>,
+        header: &Header,
+        stream: u32,
+    ) -> Result<(), Abort> {
+        let (start, count) = (header.token_start as usize, header.token_count as usize);
+        if header.request != self.number {
+            return Err(Abort::Failed(format!(
+                "a piece of request {} came during request {}",
+                header.request, self.number
+            )));
+        }
+        if start.saturating_add(count) > self.prompt_tokens {
+            return Err(Abort::Failed(format!(
+                "a piece of tokens {start}..{} is outside the prompt of {} tokens",
+                start.saturating_add(count),
+                self.prompt_tokens
+            )));
+        }
+        let layer = header.layer as usize;
+        let mut claim =
+            (self.cache.claim(layer, start, count)).map_err(|e| Abort::Failed(e.to_string()))?;
+        reader.read_payload_into(header, &mut claim).await?;
+        if self.corrupt_layer == Some(layer) && start == 0 {
+            let middle = claim.len() / 2;
+            claim[middle] ^= 0x10;
+        }
+        claim.land();
+        let mut state = self.state();
+        state.missing -= count;
+        state.events.push(Event {
+            layer: Some(header.layer),
+            token_start: Some(header.token_start),
+            stream: Some(stream),
+            ..self.clock.event(EventName::PieceLanded)
+        });
+        self.note_completion(state);
+        Ok(())
+    }
+
+    /// The first token is known.
+    pub fn start(&self, first_token: u32) {
+        let mut state = self.state();
+        state.first_token = Some(first_token);
+        self.note_completion(state);
+    }
+
+    /// The request cannot be completed.
+    pub fn fail(&self, why: Abort) {
+        self.state().failed.get_or_insert(why);
+        self.changed.notify_one();
+    }
+
+    /// Waits until the cache is complete and the first token known, and gives that token with the
+    /// events of the reception. Cancel safe.
+    pub async fn outcome(&self) -> Result<(u32, Vec<Event>), Abort> {
+        loop {
+            {
+                let mut state = self.state();
+                if let Some(why) = state.failed.take() {
+                    return Err(why);
+                }
+                if let (0, Some(token)) = (state.missing, state.first_token) {
+                    return Ok((token, std::mem::take(&mut state.events)));
+                }
+            }
+            // A notification that comes in between is kept.
+            self.changed.notified().await;
+        }
+    }
+
+    fn note_completion(&self, mut state: MutexGuard<'_, State>) {
+        if state.missing == 0 && state.first_token.is_some() {
+            state
+                .events
+                .push(self.clock.event(EventName::CacheComplete));
+            self.changed.notify_one();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// A session's part that its connections share.
+pub struct SharedSession {
+    /// Carried by every frame of the session.
+    pub id: u64,
+    current: Mutex<Option<Arc<Reception>>>,
+    /// Never sent to; its end tells joined connections that the first one is gone.
+    open: watch::Sender<()>,
+}
+
+impl SharedSession {
+    /// Makes a request the one whose pieces are taken, or none.
+    pub fn set_current(&self, reception: Option<Arc<Reception>>) {
+        *self.current.lock().unwrap_or_else(|e| e.into_inner()) = reception;
+    }
+
+    /// The request whose pieces are taken.
+    pub fn current(&self) -> Option<Arc<Reception>> {
+        (self.current.lock().unwrap_or_else(|e| e.into_inner())).clone()
+    }
+
+    /// Resolves when the session's first connection is gone.
+    pub fn closed(&self) -> impl Future<Output = ()> + use<> {
+        let mut watched = self.open.subscribe();
+        async move {
+            // An error means that the sender is gone.
+            while watched.changed().await.is_ok() {}
+        }
+    }
+}
+
+/// All sessions that connections can join.
+#[derive(Default)]
+pub struct Sessions(Mutex<HashMap<u64, Weak<SharedSession>>>);
+
+impl Sessions {
+    /// Registers a session; it can be joined as long as the result lives.
+    pub fn open(&self, id: u64) -> Arc<SharedSession> {
+        let session = Arc::new(SharedSession {
+            id,
+            current: Mutex::default(),
+            open: watch::Sender::new(()),
+        });
+        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        all.retain(|_, session| session.strong_count() > 0);
+        all.insert(id, Arc::downgrade(&session));
+        session
+    }
+
+    /// A session that is open.
+    pub fn find(&self, id: u64) -> Option<Arc<SharedSession>> {
+        let all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        all.get(&id)?.upgrade()
+    }
+}
