@@ -50,6 +50,8 @@ pub enum Command {
     ServeDecode(ServeDecodeArgs),
     /// Be the prefill node alone: prefill, ship the KV cache, collect the tokens
     RunPrefill(RunPrefillArgs),
+    /// Measure the link alone, without a model: KV-shaped payloads of many sizes
+    Link(LinkCommandArgs),
     /// The experiment: the same prompts on one node and split over two, compared
     Split(SplitArgs),
 }
@@ -202,6 +204,9 @@ pub struct ServeDecodeArgs {
     pub socket: SocketArgs,
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Load no model: serve `link` alone
+    #[arg(long)]
+    pub link_only: bool,
     /// Negative control: damage this layer of every cache after its checksums were verified, to
     /// see the comparison turn red
     #[arg(long, value_name = "LAYER")]
@@ -273,4 +278,59 @@ pub struct SplitArgs {
     pub request: RequestArgs,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench link                                           what loopback and this code can do
+  disagg-bench serve-decode --link-only --listen 0.0.0.0:5557 --token-file token.txt
+  disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt --shape Llama-3.1-8B
+  disagg-bench link --sizes 64KiB,64MiB --streams 1,4 --format json")]
+pub struct LinkCommandArgs {
+    /// A node started with `serve-decode --link-only` [default: one of its own on loopback]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Option<String>,
+    /// Model whose cache is imitated: its layers and bytes per token, in f16
+    #[arg(long, default_value = "SmolLM2-135M", value_name = "NAME")]
+    pub shape: String,
+    /// Payload sizes; a payload is a whole number of tokens
+    #[arg(long, default_value = "64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB", value_name = "SIZE,SIZE", value_delimiter = ',', value_parser = parse_size)]
+    pub sizes: Vec<u64>,
+    /// Numbers of TCP connections to try
+    #[arg(long, default_value = "1,2,4", value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub streams: Vec<u32>,
+    /// Largest pieces to try, at most 1MiB
+    #[arg(long, default_value = "64KiB,1MiB", value_name = "SIZE,SIZE", value_delimiter = ',', value_parser = parse_size)]
+    pub piece_sizes: Vec<u64>,
+    /// Measured transfers of each combination
+    #[arg(long, default_value_t = 9, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub repeats: u32,
+    #[command(flatten)]
+    pub token: TokenArgs,
+    #[command(flatten)]
+    pub socket: SocketArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Reads a size such as `64KiB`, `10MB` or `4096`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "B" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        "KB" | "kB" => Some(1_000),
+        "MB" => Some(1_000_000),
+        "GB" => Some(1_000_000_000),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok().filter(|n| *n > 0);
+    (number
+        .zip(factor)
+        .and_then(|(n, factor)| n.checked_mul(factor)))
+    .ok_or_else(|| {
+        format!("{text:?} is not a size: write a whole number and B, KiB, MiB, GiB, KB, MB or GB")
+    })
 }

@@ -1,6 +1,7 @@
 //! One file a command; each reads like a recipe.
 
 pub mod baseline;
+pub mod link;
 pub mod run_prefill;
 pub mod serve_decode;
 pub mod split;
@@ -104,6 +105,11 @@ impl OutputArgs {
             Format::Csv => report::samples_csv(record)?,
             Format::Md => report::to_markdown(record),
         };
+        self.put(&text)
+    }
+
+    /// Puts a result on stdout or into the file that was asked for.
+    fn put(&self, text: &str) -> anyhow::Result<()> {
         match self.output.as_deref() {
             None => terminal::print(text.trim_end()),
             Some(path) if path == Path::new("-") => terminal::print(text.trim_end()),

@@ -23,6 +23,7 @@
 //! - [`experiment`]: the measuring loop. [`check`]: whether the arms agree. [`baseline`]: the
 //!   notebook's file, and which earlier one a run may be compared with.
 //! - [`metrics`]: the record and what derives from it. [`stats`]: statistics.
+//! - [`link`]: what a sweep over the link says about it.
 //! - [`environment`]: where it ran.
 //! - [`projection`]: the same request on other links. [`verdict`], [`report`]: what it means, in
 //!   a line, in tables, in charts.
@@ -49,6 +50,7 @@ pub mod config;
 pub mod environment;
 pub mod experiment;
 pub mod failure;
+pub mod link;
 pub mod local_peer;
 pub mod metrics;
 pub mod model;

@@ -3,6 +3,7 @@
 //! It has a process group of its own, so that Ctrl-C reaches only the parent, which then can
 //! finish its record; and it ends when its stdin closes, which happens however the parent ends.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -41,6 +42,20 @@ impl LocalPeer {
         threads: usize,
         congestion_control: Option<&str>,
     ) -> Result<Self, Failure> {
+        let mut arguments = vec![OsString::from("--model"), model.into()];
+        arguments.extend(["--threads".into(), threads.to_string().into()]);
+        if let Some(weights) = weights.and_then(|w| w.to_possible_value()) {
+            arguments.extend(["--weights".into(), weights.get_name().into()]);
+        }
+        Self::spawn(&arguments, congestion_control)
+    }
+
+    /// Starts a child that has no model and measures the link.
+    pub fn start_for_link(congestion_control: Option<&str>) -> Result<Self, Failure> {
+        Self::spawn(&["--link-only".into()], congestion_control)
+    }
+
+    fn spawn(arguments: &[OsString], congestion_control: Option<&str>) -> Result<Self, Failure> {
         let cannot = |why: String| {
             Failure::LocalPeer(format!("cannot start a decode node on this machine: {why}"))
         };
@@ -54,9 +69,7 @@ impl LocalPeer {
                 "--quiet",
                 "--until-stdin-closes",
             ])
-            .arg("--model")
-            .arg(model)
-            .args(["--threads", &threads.to_string()])
+            .args(arguments)
             // Settings come from flags alone, whatever the user's files and variables say.
             .args(["--config", NO_FILE])
             .stdin(Stdio::piped())
@@ -65,9 +78,6 @@ impl LocalPeer {
             if name.to_string_lossy().starts_with("DISAGG_") {
                 command.env_remove(name);
             }
-        }
-        if let Some(weights) = weights.and_then(|w| w.to_possible_value()) {
-            command.args(["--weights", weights.get_name()]);
         }
         if let Some(name) = congestion_control {
             command.args(["--congestion-control", name]);

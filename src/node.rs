@@ -31,14 +31,8 @@ pub fn cache_limit_bytes(environment: &Environment) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// What a node says of itself in the handshake.
-pub fn introduction(engine: &Engine, environment: &Environment) -> anyhow::Result<Introduction> {
-    let shape = engine.shape();
-    let layer = LayerLayout {
-        n_kv_heads: shape.n_kv_heads as u32,
-        head_dim: shape.head_dim as u32,
-        window: None,
-    };
+/// What a node without a model says of itself in the handshake.
+pub fn introduction_for_link(environment: &Environment) -> anyhow::Result<Introduction> {
     Ok(Introduction {
         build: BuildIdentity {
             tool_version: environment.build.tool_version.clone(),
@@ -51,6 +45,27 @@ pub fn introduction(engine: &Engine, environment: &Environment) -> anyhow::Resul
             host: environment.host.hostname.clone(),
             machine: environment.host.machine_id.clone(),
         },
+        model: None,
+        layout: None,
+        limits: Limits {
+            max_tokens: u32::MAX,
+            max_piece_bytes: MAX_PIECE_BYTES,
+            max_cache_bytes: cache_limit_bytes(environment) as u64,
+        },
+        environment: serde_json::to_value(environment)?,
+    })
+}
+
+/// What a node with a model says of itself in the handshake.
+pub fn introduction(engine: &Engine, environment: &Environment) -> anyhow::Result<Introduction> {
+    let shape = engine.shape();
+    let layer = LayerLayout {
+        n_kv_heads: shape.n_kv_heads as u32,
+        head_dim: shape.head_dim as u32,
+        window: None,
+    };
+    let bare = introduction_for_link(environment)?;
+    Ok(Introduction {
         model: Some(ModelIdentity {
             name: engine.identity.name.clone(),
             weights: engine.identity.weights.clone(),
@@ -59,10 +74,9 @@ pub fn introduction(engine: &Engine, environment: &Environment) -> anyhow::Resul
         layout: Some(CacheLayout::new(vec![layer; shape.n_layers])),
         limits: Limits {
             max_tokens: u32::try_from(shape.context_tokens).unwrap_or(u32::MAX),
-            max_piece_bytes: MAX_PIECE_BYTES,
-            max_cache_bytes: cache_limit_bytes(environment) as u64,
+            ..bare.limits
         },
-        environment: serde_json::to_value(environment)?,
+        ..bare
     })
 }
 

@@ -39,14 +39,21 @@ pub fn run(
     if !socket::is_loopback(&address) {
         preparation::demand_token(token.as_ref(), &args.token, &address.to_string())?;
     }
-    let file = preparation::model_file(&args.model, terminal)?;
-    let loaded = preparation::load(&file, &args.model, terminal)?;
-    check_layer(args.corrupt_layer, &loaded.engine)?;
     let environment = Environment::capture(threads);
-    let printer = Arc::clone(&loaded.engine);
+    let (engine, introduction) = match args.link_only {
+        true => (None, node::introduction_for_link(&environment)?),
+        false => {
+            let file = preparation::model_file(&args.model, terminal)?;
+            let engine = preparation::load(&file, &args.model, terminal)?.engine;
+            check_layer(args.corrupt_layer, &engine)?;
+            let introduction = node::introduction(&engine, &environment)?;
+            (Some(engine), introduction)
+        }
+    };
+    let printer = engine.clone();
     let node = Arc::new(DecodeNode {
-        introduction: node::introduction(&loaded.engine, &environment)?,
-        compute: Compute::start(Arc::clone(&loaded.engine))?,
+        introduction,
+        compute: engine.map(Compute::start).transpose()?,
         pool: CachePool::new(node::cache_limit_bytes(&environment)),
         token,
         congestion_control: args.socket.congestion_control.clone(),
@@ -55,7 +62,7 @@ pub fn run(
         observer: Box::new(move |served| {
             if !quiet {
                 // A closed stdout must not stop a server.
-                let _ = terminal::print(&describe(&served, &printer));
+                let _ = terminal::print(&describe(&served, printer.as_deref()));
             }
         }),
     });
@@ -111,7 +118,7 @@ fn shutdown(until_stdin_closes: bool) -> std::io::Result<impl Future<Output = ()
 }
 
 /// What the notebook's decode node prints, with the figures put right.
-fn describe(served: &Served, engine: &Engine) -> String {
+fn describe(served: &Served, engine: Option<&Engine>) -> String {
     match served {
         Served::Connected { peer, host } => format!("{peer} connected ({host})"),
         Served::Disconnected { peer, error: None } => format!("{peer} left"),
@@ -123,7 +130,7 @@ fn describe(served: &Served, engine: &Engine) -> String {
     }
 }
 
-fn describe_request(request: &ServedRequest, engine: &Engine) -> String {
+fn describe_request(request: &ServedRequest, engine: Option<&Engine>) -> String {
     let ms = |ns: u64| ns as f64 / 1e6;
     let received = match request.kv_bytes {
         0 => "prefilled here".to_string(),
@@ -138,7 +145,8 @@ fn describe_request(request: &ServedRequest, engine: &Engine) -> String {
         0 => String::new(),
         ns => format!(", {:.1} tokens/s", steps as f64 / (ns as f64 / 1e9)),
     };
-    let text = engine.tokenizer.decode(&request.tokens).unwrap_or_default();
+    let decoded = engine.and_then(|engine| engine.tokenizer.decode(&request.tokens).ok());
+    let text = decoded.unwrap_or_default();
     let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let shown: String = text.chars().take(SHOWN_CHARS).collect();
     let more = if shown.len() < text.len() { "…" } else { "" };

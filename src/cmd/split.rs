@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::ToSocketAddrs;
 
 use crate::baseline::{self, Config};
-use crate::cli::{LinkArgs, SplitArgs};
+use crate::cli::{LinkArgs, SocketArgs, SplitArgs, TokenArgs};
 use crate::environment::{Environment, same_bits_expected};
 use crate::experiment::{Remote, Way};
 use crate::local_peer::LocalPeer;
@@ -91,19 +91,29 @@ pub fn run(
 
 /// The decode node that the user names, with the token that it will demand.
 pub(super) fn remote_peer(address: &str, link: &LinkArgs) -> anyhow::Result<Peer> {
-    let token = preparation::token(&link.token)?;
+    remote_peer_with(address, &link.token, &link.socket, link.streams)
+}
+
+/// As [`remote_peer`], from the flags that `link` has too.
+pub(super) fn remote_peer_with(
+    address: &str,
+    token_args: &TokenArgs,
+    socket_args: &SocketArgs,
+    streams: u32,
+) -> anyhow::Result<Peer> {
+    let token = preparation::token(token_args)?;
     // An address that does not resolve gets its error from connecting.
     let on_loopback = (address.to_socket_addrs())
         .map(|mut all| all.all(|a| socket::is_loopback(&a)))
         .unwrap_or(true);
     if !on_loopback {
-        preparation::demand_token(token.as_ref(), &link.token, address)?;
+        preparation::demand_token(token.as_ref(), token_args, address)?;
     }
     Ok(Peer {
         address: address.to_string(),
         token,
-        congestion_control: link.socket.congestion_control.clone(),
-        streams: link.streams,
+        congestion_control: socket_args.congestion_control.clone(),
+        streams,
     })
 }
 

@@ -185,6 +185,16 @@ fn intervals<'a>(
     pairs
 }
 
+/// Union of the intervals from a piece being offered until its acknowledgement.
+pub fn wire_busy_ns(events: &[Event]) -> u64 {
+    let pieces = intervals(
+        events.iter(),
+        EventName::PieceOffered,
+        EventName::PieceAcknowledged,
+    );
+    union_ns(pieces)
+}
+
 /// Length of the union of intervals.
 fn union_ns(mut intervals: Vec<(u64, u64)>) -> u64 {
     intervals.sort_unstable();

@@ -12,6 +12,7 @@ mod kernels;
 pub mod kv_cache;
 pub mod logits;
 mod parallel;
+pub mod published;
 pub mod shape;
 pub mod source;
 pub mod tokenizer;

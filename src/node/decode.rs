@@ -20,18 +20,21 @@ use super::reception::{Reception, Sessions, SharedSession};
 use crate::environment::process_peak_rss_bytes;
 use crate::metrics::{Event, EventName, Finish, Node, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
+use crate::model::engine::Engine;
+use crate::model::kv_cache::{KvDtype, KvLayout};
 use crate::wire::message::{
-    self, Admit, Done, Failed, Introduction, Join, Open, OpenRole, Refuse, RefuseCode, Start,
-    StepRecord, TokenMessage,
+    self, Admit, Done, Failed, Introduction, Join, Open, OpenRole, Probe, Refuse, RefuseCode,
+    Start, StepRecord, TokenMessage,
 };
 use crate::wire::{
-    FrameReader, FrameWriter, Header, Kind, Session, Token, WireError, respond, socket,
+    FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, Session, Token, WireError, respond,
+    socket,
 };
 
 /// What a decode node needs to serve.
 pub struct DecodeNode {
-    /// Runs the model.
-    pub compute: Compute,
+    /// Runs the model; none on a node that only measures the link.
+    pub compute: Option<Compute>,
     /// Memory for requests.
     pub pool: Arc<CachePool>,
     /// What the node says of itself.
@@ -199,6 +202,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                     let open: Open = self.reader.read_control(&header).await?;
                     self.serve_request(header.request, open).await?;
                 }
+                Kind::Probe => {
+                    let probe: Probe = self.reader.read_control(&header).await?;
+                    self.serve_probe(header.request, probe).await?;
+                }
                 Kind::Join => {
                     let join: Join = self.reader.read_control(&header).await?;
                     return self.join(join).await;
@@ -304,14 +311,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     async fn serve_request(&mut self, number: u64, open: Open) -> Result<(), Abort> {
         let clock = Clock::start(Node::Decode);
         let session = self.session.id;
-        let (request, cache) = match self.admit(&open).await {
+        let (request, cache, compute) = match self.admit(&open).await {
             Ok(admitted) => admitted,
-            Err(refuse) => {
-                (self.writer)
-                    .write_control(Kind::Refuse, session, number, &refuse)
-                    .await?;
-                return Ok(());
-            }
+            Err(refuse) => return self.refuse(number, refuse).await,
         };
         let cache = Arc::new(cache);
         let reception = (open.role == OpenRole::Decode).then(|| {
@@ -322,7 +324,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         self.shared.set_current(reception.clone());
         let admit = Admit {
             capacity_tokens: cache.capacity_tokens() as u32,
-            waiting_ahead: self.node.compute.waiting(),
+            waiting_ahead: compute.waiting(),
         };
         (self.writer)
             .write_control(Kind::Admit, session, number, &admit)
@@ -336,10 +338,93 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 events.extend(landed);
                 first_token = Some(token);
             }
-            self.generate(number, request, cache, first_token, clock, events)
+            self.generate(compute, number, request, cache, first_token, clock, events)
                 .await
         };
         let ended = outcome.await;
+        self.end_request(number, ended).await
+    }
+
+    async fn refuse(&mut self, number: u64, refuse: Refuse) -> Result<(), Abort> {
+        (self.writer)
+            .write_control(Kind::Refuse, self.session.id, number, &refuse)
+            .await?;
+        Ok(())
+    }
+
+    /// Receives a made-up cache and answers with when its pieces landed.
+    async fn serve_probe(&mut self, number: u64, probe: Probe) -> Result<(), Abort> {
+        let clock = Clock::start(Node::Decode);
+        let cache = match self.admit_probe(probe).await {
+            Ok(cache) => Arc::new(cache),
+            Err(refuse) => return self.refuse(number, refuse).await,
+        };
+        let tokens = probe.tokens as usize;
+        let reception = Reception::new(number, tokens, Arc::clone(&cache), clock, None);
+        // There is no first token to wait for.
+        reception.start(0);
+        self.shared.set_current(Some(Arc::clone(&reception)));
+        let admit = Admit {
+            capacity_tokens: probe.tokens,
+            waiting_ahead: 0,
+        };
+        (self.writer)
+            .write_control(Kind::Admit, self.session.id, number, &admit)
+            .await?;
+        let ended = match self.receive_cache(&reception).await {
+            Ok((_, events)) => {
+                let answer = Answer {
+                    events,
+                    tokens: Vec::new(),
+                };
+                let done = answer.done(Finish::Length, &[], None);
+                (self.writer)
+                    .write_control(Kind::Done, self.session.id, number, &done)
+                    .await
+                    .map_err(Abort::from)
+            }
+            Err(abort) => Err(abort),
+        };
+        self.end_request(number, ended).await
+    }
+
+    async fn admit_probe(&self, probe: Probe) -> Result<Pooled, Refuse> {
+        let width = u64::from(probe.row_bytes);
+        let layer_bytes = width * u64::from(probe.tokens);
+        let sane = (8..=MAX_PIECE_BYTES).contains(&width)
+            && width.is_multiple_of(8)
+            && (1..=MAX_PROBE_LAYERS).contains(&probe.n_layers)
+            && probe.tokens > 0
+            && layer_bytes <= self.node.introduction.limits.max_cache_bytes;
+        if !sane {
+            return Err(Refuse {
+                code: RefuseCode::BadRequest,
+                reason: format!(
+                    "a probe of {} layers and {} tokens of {width} bytes makes no sense here",
+                    probe.n_layers, probe.tokens
+                ),
+            });
+        }
+        self.take_cache(probe_layout(probe), probe.tokens as usize)
+            .await
+    }
+
+    /// Memory for a request.
+    async fn take_cache(&self, layout: KvLayout, tokens: usize) -> Result<Pooled, Refuse> {
+        let pool = Arc::clone(&self.node.pool);
+        // Touching fresh memory takes long enough to hold up other peers' tokens.
+        let taken = tokio::task::spawn_blocking(move || pool.take(layout, tokens)).await;
+        (taken.map_err(|e| e.to_string()))
+            .and_then(|taken| taken.map_err(|e| e.to_string()))
+            .map_err(|reason| Refuse {
+                code: RefuseCode::Limit,
+                reason,
+            })
+    }
+
+    /// Tells the peer how its request ended, where it does not know yet.
+    async fn end_request(&mut self, number: u64, ended: Result<(), Abort>) -> Result<(), Abort> {
+        let session = self.session.id;
         self.shared.set_current(None);
         let failed = match &ended {
             Err(Abort::Cancelled) => return Ok(()),
@@ -363,9 +448,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     }
 
     /// Checks a request and takes memory for it.
-    async fn admit(&self, open: &Open) -> Result<(Request, Pooled), Refuse> {
+    async fn admit(&self, open: &Open) -> Result<(Request, Pooled, Compute), Refuse> {
         let refuse = |code, reason: String| Refuse { code, reason };
-        let engine = self.node.compute.engine();
+        let Some(compute) = self.node.compute.clone() else {
+            let reason = "this node only measures the link: start it without --link-only";
+            return Err(refuse(RefuseCode::BadRequest, reason.into()));
+        };
+        let engine = compute.engine();
         let kv_dtype = super::engine_dtype(open.kv_dtype).ok_or_else(|| {
             let reason = format!(
                 "this node has no {:?} caches: choose f32 or f16",
@@ -389,13 +478,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             chunk_tokens: open.chunk_tokens,
         };
         let layout = engine.shape().kv_layout(kv_dtype);
-        let (pool, tokens) = (Arc::clone(&self.node.pool), request.cache_tokens());
-        // Touching fresh memory takes long enough to hold up other peers' tokens.
-        let taken = tokio::task::spawn_blocking(move || pool.take(layout, tokens)).await;
-        let cache = (taken.map_err(|e| e.to_string()))
-            .and_then(|taken| taken.map_err(|e| e.to_string()))
-            .map_err(|reason| refuse(RefuseCode::Limit, reason))?;
-        Ok((request, cache))
+        let cache = self.take_cache(layout, request.cache_tokens()).await?;
+        Ok((request, cache, compute))
     }
 
     /// Reads pieces into place until they and those of joined connections cover the prompt in
@@ -427,8 +511,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     }
 
     /// Runs the model and streams what it gives.
+    #[expect(clippy::too_many_arguments, reason = "one request's state, used once")]
     async fn generate(
         &mut self,
+        compute: Compute,
         number: u64,
         request: Request,
         cache: Arc<Pooled>,
@@ -441,7 +527,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         let (sender, mut emissions) = unbounded_channel();
         let (report, finished) = tokio::sync::oneshot::channel();
         let work = request.clone();
-        self.node.compute.submit(move |engine| {
+        compute.submit(move |engine| {
             let mut emit = |emission| {
                 let _ = sender.send(emission);
             };
@@ -487,7 +573,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             .write_control(Kind::Done, self.session.id, number, &done)
             .await?;
         let kv_bytes = match first_token {
-            Some(_) => cache_bytes(self.node, &request),
+            Some(_) => cache_bytes(compute.engine(), &request),
             None => 0,
         };
         (self.node.observer)(Served::Request(
@@ -533,6 +619,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     }
 }
 
+/// Most layers of a probe: above any published model.
+const MAX_PROBE_LAYERS: u32 = 1024;
+
 /// Most bytes that are read and thrown away from a peer whose request failed.
 const DRAIN_BYTES: u64 = 256 << 20;
 
@@ -548,9 +637,20 @@ impl Drop for CancelOnDrop {
     }
 }
 
-fn cache_bytes(node: &DecodeNode, request: &Request) -> u64 {
-    let layout = node.compute.engine().shape().kv_layout(request.kv_dtype);
+fn cache_bytes(engine: &Engine, request: &Request) -> u64 {
+    let layout = engine.shape().kv_layout(request.kv_dtype);
     (layout.bytes_per_token() * request.prompt.len()) as u64
+}
+
+/// The cache of a probe, the same on both nodes: rows of the width that was asked for.
+pub fn probe_layout(probe: Probe) -> KvLayout {
+    KvLayout {
+        n_layers: probe.n_layers as usize,
+        n_kv_heads: 1,
+        // K and V of one head of f32.
+        head_dim: probe.row_bytes as usize / 8,
+        dtype: KvDtype::F32,
+    }
 }
 
 /// What has been gathered of one answer.

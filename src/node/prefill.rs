@@ -21,7 +21,7 @@ use super::generation::{self, Clock, Emission, Proofs, Request};
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof, Transfer};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::wire::message::{
-    Admit, Done, Introduction, Join, Open, OpenRole, Start, StepRecord, TokenMessage,
+    Admit, Done, Introduction, Join, Open, OpenRole, Probe, Start, StepRecord, TokenMessage,
 };
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
 use crate::wire::{
@@ -238,6 +238,57 @@ impl Connection {
         Ok(Outcome::new(output, events, self.sent().since(before)))
     }
 
+    /// Sends a made-up cache and waits until all of it has landed; gives the events of both nodes
+    /// and the bytes sent. `piece_bytes` bounds a piece.
+    pub async fn probe(
+        &mut self,
+        cache: &Pooled,
+        probe: Probe,
+        piece_bytes: u64,
+    ) -> anyhow::Result<(Vec<Event>, WireBytes)> {
+        let before = self.sent();
+        let (session, number) = (self.session.id, self.next_request);
+        self.next_request += 1;
+        (self.writer)
+            .write_control(Kind::Probe, session, number, &probe)
+            .await?;
+        let admitted = self.reader.expect::<Admit>(Kind::Admit);
+        (tokio::time::timeout(SILENCE_TIMEOUT, admitted).await)
+            .unwrap_or(Err(silence(SILENCE_TIMEOUT)))?;
+        let clock = Clock::start(Node::Prefill);
+        let progress = Progress::new(SILENCE_TIMEOUT);
+        let mut limit = self.session.peer.clone();
+        limit.limits.max_piece_bytes = limit.limits.max_piece_bytes.min(piece_bytes);
+        let sender = Sender {
+            session,
+            number,
+            cache,
+            piece_tokens: piece_tokens(cache.layout().row_bytes(), &limit),
+            clock,
+            progress: &progress,
+            queue: Queue::default(),
+            events: RefCell::default(),
+            first_token: Cell::new(None),
+        };
+        for layer in 0..cache.layout().n_layers {
+            sender.enqueue(layer, 0..probe.tokens as usize);
+        }
+        sender.queue.complete();
+        let ready = async { anyhow::Ok(()) };
+        let (done, mut received, _) = exchange(
+            &sender,
+            &mut self.reader,
+            &mut self.writer,
+            &mut self.joined,
+            ready,
+        )
+        .await?;
+        let mut events = sender.events.into_inner();
+        events.append(&mut received);
+        events.extend(done.events.into_iter().filter_map(from_wire));
+        Ok((events, self.sent().since(before)))
+    }
+
     /// Announces a request and waits until the decode node has memory for it.
     async fn open_request(
         &mut self,
@@ -291,43 +342,15 @@ impl Connection {
             events: RefCell::default(),
             first_token: Cell::new(None),
         };
-        let (mut received, mut tokens) = (Vec::new(), Vec::new());
-        let (mut writers, mut readers) = (vec![(0, &mut self.writer)], Vec::new());
-        for (stream, joined) in (1..).zip(&mut self.joined) {
-            writers.push((stream, &mut joined.writer));
-            readers.push((stream, &mut joined.reader));
-        }
-        let all_sent = async {
-            let streams = writers
-                .into_iter()
-                .map(|(i, writer)| sender.send(i, writer));
-            try_join_all(streams).await?;
-            progress.all_sent();
-            anyhow::Ok(())
-        };
-        let acknowledged = try_join_all(
-            (readers.into_iter()).map(|(i, reader)| sender.acknowledgements(i, reader)),
-        );
-        let answered = async {
-            tokio::try_join!(
-                sender.feed(request, transfer, emissions),
-                all_sent,
-                receive(
-                    &mut self.reader,
-                    session,
-                    number,
-                    clock,
-                    &progress,
-                    &mut received,
-                    &mut tokens
-                ),
-            )
-        };
-        let done = tokio::select! {
-            answered = answered => answered?.2,
-            // These end only by failing, or at once where there are none.
-            Err(error) = acknowledged => return Err(error),
-        };
+        let feed = sender.feed(request, transfer, emissions);
+        let (done, mut received, mut tokens) = exchange(
+            &sender,
+            &mut self.reader,
+            &mut self.writer,
+            &mut self.joined,
+            feed,
+        )
+        .await?;
         tokens.splice(0..0, sender.first_token.get());
         events.append(&mut sender.events.into_inner());
         events.append(&mut received);
@@ -354,6 +377,54 @@ impl Outcome {
             wire_framing_bytes: sent.framing_bytes + sent.control_bytes,
         }
     }
+}
+
+/// Sends what the queue gets over all connections of the session and collects what comes back,
+/// until the decode node is done; `feed` fills the queue. Gives DONE, the events and the tokens.
+async fn exchange(
+    sender: &Sender<'_>,
+    reader: &mut FrameReader<OwnedReadHalf>,
+    writer: &mut FrameWriter<OwnedWriteHalf>,
+    joined: &mut [Joined],
+    feed: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<(Done, Vec<Event>, Vec<u32>)> {
+    let (mut received, mut tokens) = (Vec::new(), Vec::new());
+    let (mut writers, mut readers) = (vec![(0, writer)], Vec::new());
+    for (stream, joined) in (1..).zip(joined) {
+        writers.push((stream, &mut joined.writer));
+        readers.push((stream, &mut joined.reader));
+    }
+    let all_sent = async {
+        let streams = writers
+            .into_iter()
+            .map(|(i, writer)| sender.send(i, writer));
+        try_join_all(streams).await?;
+        sender.progress.all_sent();
+        anyhow::Ok(())
+    };
+    let acknowledged =
+        try_join_all((readers.into_iter()).map(|(i, reader)| sender.acknowledgements(i, reader)));
+    let answered = async {
+        tokio::try_join!(
+            feed,
+            all_sent,
+            receive(
+                reader,
+                sender.session,
+                sender.number,
+                sender.clock,
+                sender.progress,
+                &mut received,
+                &mut tokens
+            ),
+        )
+    };
+    let done = tokio::select! {
+        answered = answered => answered?.2,
+        // These end only by failing, or at once where there are none.
+        Err(error) = acknowledged => return Err(error),
+    };
+    Ok((done, received, tokens))
 }
 
 /// One connection that the decode node has accepted.

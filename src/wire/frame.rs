@@ -122,6 +122,8 @@ kinds! {
     Ping = 15, "PING", 0;
     /// Answer to a probe, with its sequence number.
     Pong = 16, "PONG", 0;
+    /// A made-up cache is to be sent, to measure the link.
+    Probe = 17, "PROBE", MAX_SMALL_CONTROL_BYTES;
 }
 
 impl fmt::Display for Kind {

@@ -203,6 +203,18 @@ pub struct Join {
     pub stream: u32,
 }
 
+/// PROBE: pieces of a made-up cache follow, to measure the link alone; answered like OPEN, and
+/// with DONE once all have landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Layers.
+    pub n_layers: u32,
+    /// Bytes of one token in one layer; a multiple of 8.
+    pub row_bytes: u32,
+    /// Tokens.
+    pub tokens: u32,
+}
+
 /// OPEN: a request with all settings that are its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Open {

@@ -1,0 +1,89 @@
+//! `link`: a sweep over a link, without a model.
+
+mod tiny_model;
+
+use disagg_bench::link::Sweep;
+use tiny_model::{Ended, Workplace};
+
+/// A sweep that takes no time.
+const SMALL: [&str; 8] = [
+    "link",
+    "--sizes",
+    "64KiB,256KiB,1MiB",
+    "--piece-sizes",
+    "16KiB,1MiB",
+    "--repeats",
+    "3",
+    "--quiet",
+];
+
+fn with(more: &[&'static str]) -> Vec<&'static str> {
+    [&SMALL[..], more].concat()
+}
+
+#[test]
+fn a_sweep_over_loopback_has_a_row_a_combination() {
+    let place = Workplace::new();
+    let ended = Ended::of(place.command(&with(&["--streams", "1,3", "--format", "json"]))).exits(0);
+    let sweep: Sweep = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(sweep.socket.loopback && sweep.limit.starts_with("loopback"));
+    // A layer of the smaller two fits the smaller piece, so the limits give the same pieces.
+    assert_eq!(sweep.rows.len(), 2 * (1 + 1 + 2));
+    assert_eq!(sweep.fits.len(), 2);
+    for row in &sweep.rows {
+        assert_eq!(row.bytes % sweep.kv_bytes_per_token, 0);
+        assert_eq!(row.gbps.n, 3);
+        assert!(row.pieces >= 30 && row.gbps.median > 0.0 && row.first_gbps > 0.0);
+        assert!(row.gbps.median <= sweep.ceiling_gbps);
+    }
+}
+
+#[test]
+fn a_sweep_against_another_process_is_a_table() {
+    let place = Workplace::new();
+    let node = place.serve(&["--link-only"]);
+    let peer: &'static str = node.address.clone().leak();
+    let ended = Ended::of(place.command(&with(&["--peer", peer, "--streams", "2"]))).exits(0);
+    assert!(ended.stdout.contains("limit: loopback"), "{ended}");
+    let table = ended
+        .stdout
+        .lines()
+        .take_while(|line| !line.trim().is_empty());
+    assert!(
+        table.map(|line| line.chars().count()).all(|n| n <= 80),
+        "{ended}"
+    );
+}
+
+#[test]
+fn what_cannot_be_swept_is_refused() {
+    let place = Workplace::new();
+    let cases: [(&[&str], i32, &str); 5] = [
+        (&["--shape", "no-such"], 3, "Llama-3.1-8B"),
+        (&["--sizes", "0"], 2, "is not a size"),
+        (&["--sizes", "64KB,1XB"], 2, "is not a size"),
+        (&["--piece-sizes", "2MiB"], 3, "1048576"),
+        (&["--format", "csv"], 3, "table or json"),
+    ];
+    for (more, code, part) in cases {
+        let arguments: Vec<&str> = ["link", "--repeats", "1", "--streams", "1"].to_vec();
+        let sizes: &[&str] = if more.contains(&"--sizes") {
+            &[]
+        } else {
+            &["--sizes", "64KiB"]
+        };
+        let arguments = [&arguments[..], sizes, more].concat();
+        Ended::of(place.command(&arguments)).fails(code, &[part]);
+    }
+}
+
+#[test]
+fn a_node_with_a_model_is_not_for_link_and_one_without_not_for_requests() {
+    let place = Workplace::new();
+    let node = place.serve(&[]);
+    let peer: &'static str = node.address.clone().leak();
+    Ended::of(place.command(&with(&["--peer", peer]))).fails(4, &["no model (link only)"]);
+    let bare = place.serve(&["--link-only"]);
+    let split = place.on_model(&["split", "--prompt", "x", "--peer", &bare.address]);
+    Ended::of(split).fails(4, &["no model (link only)"]);
+}
