@@ -206,7 +206,7 @@ pub fn alarms(record: &Record) -> Vec<String> {
         debug_build(record),
         failed_requests(&record.cases),
         too_few_samples(&cases),
-        unexplained_residual(&cases),
+        unexplained_residual(record, &cases),
         implausible_rate(record, &cases),
         shared_cores(record),
     ]
@@ -276,14 +276,18 @@ fn too_few_samples(cases: &[SummaryCase]) -> Option<String> {
     })
 }
 
-fn unexplained_residual(cases: &[SummaryCase]) -> Option<String> {
+fn unexplained_residual(record: &Record, cases: &[SummaryCase]) -> Option<String> {
+    // The token's way back, and in layered mode the first token's way there, are no other phase's.
+    let link = record.link.as_ref();
+    let round_trip_ms = link.and_then(|l| l.min_round_trip_ns()).unwrap_or(0) as f64 / 1e6;
     let residuals = arms(cases).filter_map(|(case, arm)| {
         let gap_ms = arm.ttst_ms?.median - arm.ttft_ms?.median;
         Some((arm.residual_ms?.median, gap_ms, case))
     });
     let (residual_ms, gap_ms, case) = residuals
         .filter(|(residual_ms, gap_ms, _)| {
-            residual_ms.abs() > (RESIDUAL_SHARE * gap_ms).max(RESIDUAL_FLOOR_MS)
+            let allowed_ms = (RESIDUAL_SHARE * gap_ms).max(RESIDUAL_FLOOR_MS);
+            !(-allowed_ms..=allowed_ms + round_trip_ms).contains(residual_ms)
         })
         .max_by(|(a, ..), (b, ..)| a.abs().total_cmp(&b.abs()))?;
     Some(format!(

@@ -22,6 +22,7 @@ use crate::metrics::{Event, EventName, Finish, Node, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::engine::Engine;
 use crate::model::kv_cache::{KvDtype, KvLayout};
+use crate::wire::handshake::refuse;
 use crate::wire::message::{
     self, Admit, Done, Failed, Introduction, Join, Open, OpenRole, Probe, Refuse, RefuseCode,
     Start, StepRecord, TokenMessage,
@@ -196,26 +197,44 @@ impl From<WireError> for Abort {
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     async fn serve_requests(&mut self) -> Result<(), Abort> {
         loop {
-            let header = self.next_header().await?;
+            let header = self.next_header().await;
+            let header = self.or_refuse(header).await?;
             match header.kind {
                 Kind::Open => {
-                    let open: Open = self.reader.read_control(&header).await?;
+                    let open = self.reader.read_control(&header).await;
+                    let open: Open = self.or_refuse(open).await?;
                     self.serve_request(header.request, open).await?;
                 }
                 Kind::Probe => {
-                    let probe: Probe = self.reader.read_control(&header).await?;
+                    let probe = self.reader.read_control(&header).await;
+                    let probe: Probe = self.or_refuse(probe).await?;
                     self.serve_probe(header.request, probe).await?;
                 }
                 Kind::Join => {
-                    let join: Join = self.reader.read_control(&header).await?;
+                    let join = self.reader.read_control(&header).await;
+                    let join: Join = self.or_refuse(join).await?;
                     return self.join(join).await;
                 }
                 // A cancel that crossed with the end of its request.
                 Kind::Cancel => self.reader.finish_empty(&header)?,
                 Kind::Ping => self.pong(&header).await?,
-                _ => return Err(self.reader.unwanted(&header, Kind::Open).await.into()),
+                _ => {
+                    let unwanted = self.reader.unwanted(&header, Kind::Open).await;
+                    return self.or_refuse(Err(unwanted)).await;
+                }
             }
         }
+    }
+
+    /// Tells a peer that broke a rule between two requests what it did.
+    async fn or_refuse<T>(&mut self, outcome: Result<T, WireError>) -> Result<T, Abort> {
+        if let Err(error) = &outcome
+            && let Some(code) = error.refuse_code()
+        {
+            let reason = error.to_string();
+            refuse(&mut self.reader, &mut self.writer, Refuse { code, reason }).await;
+        }
+        Ok(outcome?)
     }
 
     /// Brings pieces of another connection's requests from now on.
@@ -243,6 +262,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             weak
         };
         let current = || session.upgrade().and_then(|session| session.current());
+        let is_over = |number| session.upgrade().is_some_and(|s| s.is_over(number));
         tokio::pin!(closed);
         loop {
             let header = tokio::select! {
@@ -250,12 +270,33 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 () = &mut closed => return Ok(()),
             };
             let taken = match header {
+                // It was on its way when its request failed or was taken back.
+                Ok(header) if header.kind == Kind::Piece && is_over(header.request) => {
+                    let discarded = self.reader.discard_payload(&header).await;
+                    discarded.map_err(Abort::from)
+                }
                 Ok(header) => self.take_joined(&header, id, join.stream, current()).await,
                 Err(error) => Err(error.into()),
             };
             if let Err(abort) = taken {
-                if let Some(reception) = current() {
-                    reception.fail(abort.as_lost(join.stream));
+                match (current(), &abort) {
+                    (Some(reception), _) => {
+                        reception.fail(abort.as_lost(join.stream));
+                        // The reason goes over the first connection: the end of this one must not
+                        // overtake it.
+                        let over = async {
+                            tokio::select! {
+                                () = self.reader.drain(DRAIN_BYTES) => {}
+                                () = &mut closed => {}
+                            }
+                        };
+                        let _ = tokio::time::timeout(DRAIN_TIMEOUT, over).await;
+                    }
+                    (None, Abort::Failed(reason) | Abort::Damaged(reason)) => {
+                        let (code, reason) = (RefuseCode::BadRequest, reason.clone());
+                        refuse(&mut self.reader, &mut self.writer, Refuse { code, reason }).await;
+                    }
+                    (None, _) => {}
                 }
                 return Err(abort);
             }
@@ -362,7 +403,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         let tokens = probe.tokens as usize;
         let reception = Reception::new(number, tokens, Arc::clone(&cache), clock, None);
         // There is no first token to wait for.
-        reception.start(0);
+        reception.start(0)?;
         self.shared.set_current(Some(Arc::clone(&reception)));
         let admit = Admit {
             capacity_tokens: probe.tokens,
@@ -428,6 +469,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         self.shared.set_current(None);
         let failed = match &ended {
             Err(Abort::Cancelled) => return Ok(()),
+            Err(Abort::Fatal(WireError::Closed)) => {
+                return Err(WireError::ClosedAmid { what: "a request" }.into());
+            }
             Ok(()) | Err(Abort::Fatal(_)) => return ended,
             Err(Abort::Failed(reason)) => Failed {
                 reason: reason.clone(),
@@ -492,13 +536,19 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 header = self.next_header() => header?,
             };
             match header.kind {
+                Kind::Start | Kind::Cancel if header.request != reception.number => {
+                    return Err(Abort::Failed(format!(
+                        "{} of request {} came during request {}",
+                        header.kind, header.request, reception.number
+                    )));
+                }
                 Kind::Piece => {
                     reception.take_piece(&mut self.reader, &header, 0).await?;
                     self.writer.write_ack(header.run()).await?;
                 }
                 Kind::Start => {
                     let start: Start = self.reader.read_control(&header).await?;
-                    reception.start(start.first_token);
+                    reception.start(start.first_token)?;
                 }
                 Kind::Cancel => {
                     self.reader.finish_empty(&header)?;

@@ -1,33 +1,23 @@
-//! The prefill node's end of a request: prefill here, ship the cache, collect the tokens.
-//!
-//! Compute pushes what it does into an unbounded queue and never waits for the network. Pieces
-//! are read from the cache where they lie and written to the socket without a copy.
+//! The prefill node's end of a request: prefill here, have the cache shipped (`sending`), collect
+//! the answer.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use futures_util::future::try_join_all;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
+use super::sending::{Progress, Queue, Sender, exchange, receive, silence};
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof, Transfer};
 use crate::model::cache_pool::{CachePool, Pooled};
-use crate::wire::message::{
-    Admit, Done, Introduction, Join, Open, OpenRole, Probe, Start, StepRecord, TokenMessage,
-};
+use crate::wire::message::{Admit, Done, Introduction, Join, Open, OpenRole, Probe, StepRecord};
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
-use crate::wire::{
-    FrameReader, FrameWriter, Header, Kind, PieceHeader, Session, Token, WireBytes, WireError,
-    initiate,
-};
+use crate::wire::{FrameReader, FrameWriter, Kind, Session, Token, WireBytes, WireError, initiate};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -85,9 +75,9 @@ pub struct Connection {
 }
 
 /// A further connection of a session.
-struct Joined {
-    reader: FrameReader<OwnedReadHalf>,
-    writer: FrameWriter<OwnedWriteHalf>,
+pub(super) struct Joined {
+    pub(super) reader: FrameReader<OwnedReadHalf>,
+    pub(super) writer: FrameWriter<OwnedWriteHalf>,
 }
 
 impl Connection {
@@ -269,6 +259,7 @@ impl Connection {
             queue: Queue::default(),
             events: RefCell::default(),
             first_token: Cell::new(None),
+            awaited: Cell::default(),
         };
         for layer in 0..cache.layout().n_layers {
             sender.enqueue(layer, 0..probe.tokens as usize);
@@ -341,6 +332,7 @@ impl Connection {
             queue: Queue::default(),
             events: RefCell::default(),
             first_token: Cell::new(None),
+            awaited: Cell::default(),
         };
         let feed = sender.feed(request, transfer, emissions);
         let (done, mut received, mut tokens) = exchange(
@@ -377,54 +369,6 @@ impl Outcome {
             wire_framing_bytes: sent.framing_bytes + sent.control_bytes,
         }
     }
-}
-
-/// Sends what the queue gets over all connections of the session and collects what comes back,
-/// until the decode node is done; `feed` fills the queue. Gives DONE, the events and the tokens.
-async fn exchange(
-    sender: &Sender<'_>,
-    reader: &mut FrameReader<OwnedReadHalf>,
-    writer: &mut FrameWriter<OwnedWriteHalf>,
-    joined: &mut [Joined],
-    feed: impl Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<(Done, Vec<Event>, Vec<u32>)> {
-    let (mut received, mut tokens) = (Vec::new(), Vec::new());
-    let (mut writers, mut readers) = (vec![(0, writer)], Vec::new());
-    for (stream, joined) in (1..).zip(joined) {
-        writers.push((stream, &mut joined.writer));
-        readers.push((stream, &mut joined.reader));
-    }
-    let all_sent = async {
-        let streams = writers
-            .into_iter()
-            .map(|(i, writer)| sender.send(i, writer));
-        try_join_all(streams).await?;
-        sender.progress.all_sent();
-        anyhow::Ok(())
-    };
-    let acknowledged =
-        try_join_all((readers.into_iter()).map(|(i, reader)| sender.acknowledgements(i, reader)));
-    let answered = async {
-        tokio::try_join!(
-            feed,
-            all_sent,
-            receive(
-                reader,
-                sender.session,
-                sender.number,
-                sender.clock,
-                sender.progress,
-                &mut received,
-                &mut tokens
-            ),
-        )
-    };
-    let done = tokio::select! {
-        answered = answered => answered?.2,
-        // These end only by failing, or at once where there are none.
-        Err(error) = acknowledged => return Err(error),
-    };
-    Ok((done, received, tokens))
 }
 
 /// One connection that the decode node has accepted.
@@ -484,13 +428,6 @@ pub async fn single(node: &PrefillNode, request: &Request) -> anyhow::Result<Out
         landed_cache_digest: None,
     };
     Ok(Outcome::new(output, events, WireBytes::default()))
-}
-
-fn silence(after: Duration) -> WireError {
-    WireError::Timeout {
-        what: "waiting for the decode node",
-        after,
-    }
 }
 
 /// Tokens of one layer that fit a piece of the size that both nodes take.
@@ -557,260 +494,6 @@ async fn first_token_alone(
         remote_events: Vec::new(),
         cache_digest: None,
     })
-}
-
-/// How far sending is, for the receiver's patience.
-#[derive(Debug)]
-struct Progress {
-    patience: Duration,
-    all_sent: Cell<bool>,
-    last_sign_of_life: Cell<Instant>,
-}
-
-impl Progress {
-    fn new(patience: Duration) -> Self {
-        Self {
-            patience,
-            all_sent: Cell::new(false),
-            last_sign_of_life: Cell::new(Instant::now()),
-        }
-    }
-
-    fn alive(&self) {
-        self.last_sign_of_life.set(Instant::now());
-    }
-
-    fn all_sent(&self) {
-        self.alive();
-        self.all_sent.set(true);
-    }
-
-    /// Resolves when the decode node has all it needs and has been silent for too long.
-    async fn silence(&self) {
-        loop {
-            let deadline = self.last_sign_of_life.get() + self.patience;
-            if self.all_sent.get() && Instant::now() >= deadline {
-                return;
-            }
-            // Before all is sent the deadline may be past already; look again in a while.
-            let soon = Instant::now() + Duration::from_secs(1);
-            tokio::time::sleep_until(deadline.max(soon).into()).await;
-        }
-    }
-}
-
-/// What one request still has to send; every connection takes from it when it is free.
-#[derive(Default)]
-struct Queue {
-    start: Cell<Option<u32>>,
-    pieces: RefCell<VecDeque<PieceHeader>>,
-    complete: Cell<bool>,
-    changed: Notify,
-}
-
-/// Something to send.
-enum Outgoing {
-    /// The first token, for the session's first connection.
-    Start(u32),
-    /// Part of the cache, for any.
-    Piece(PieceHeader),
-}
-
-impl Queue {
-    fn push(&self, piece: PieceHeader) {
-        self.pieces.borrow_mut().push_back(piece);
-        self.changed.notify_waiters();
-    }
-
-    fn start(&self, token: u32) {
-        self.start.set(Some(token));
-        self.changed.notify_waiters();
-    }
-
-    fn complete(&self) {
-        self.complete.set(true);
-        self.changed.notify_waiters();
-    }
-
-    /// What connection `stream` sends next; none when all is sent or being sent.
-    async fn next(&self, stream: u32) -> Option<Outgoing> {
-        loop {
-            // All users are on one thread: nothing can change between here and the wait.
-            if stream == 0
-                && let Some(token) = self.start.take()
-            {
-                return Some(Outgoing::Start(token));
-            }
-            if let Some(piece) = self.pieces.borrow_mut().pop_front() {
-                return Some(Outgoing::Piece(piece));
-            }
-            if self.complete.get() {
-                return None;
-            }
-            self.changed.notified().await;
-        }
-    }
-}
-
-/// Sends one request's cache and its first token.
-struct Sender<'a> {
-    session: u64,
-    number: u64,
-    cache: &'a Pooled,
-    piece_tokens: usize,
-    clock: Clock,
-    progress: &'a Progress,
-    queue: Queue,
-    events: RefCell<Vec<Event>>,
-    first_token: Cell<Option<u32>>,
-}
-
-impl Sender<'_> {
-    /// Turns what compute tells into pieces to send.
-    async fn feed(
-        &self,
-        request: &Request,
-        transfer: Transfer,
-        mut emissions: UnboundedReceiver<Emission>,
-    ) -> anyhow::Result<()> {
-        while let Some(emission) = emissions.recv().await {
-            match emission {
-                Emission::Event(event) => self.events.borrow_mut().push(event),
-                Emission::LayerDone(done) => match transfer {
-                    Transfer::Bulk => {}
-                    Transfer::Layered => self.enqueue(done.layer, done.tokens),
-                },
-                Emission::Token { token, .. } => {
-                    self.first_token.set(Some(token));
-                    self.queue.start(token);
-                    if transfer == Transfer::Bulk {
-                        for layer in 0..self.cache.layout().n_layers {
-                            self.enqueue(layer, 0..request.prompt.len());
-                        }
-                    }
-                }
-            }
-        }
-        self.queue.complete();
-        anyhow::ensure!(
-            self.first_token.get().is_some(),
-            "prefill ended without a token"
-        );
-        Ok(())
-    }
-
-    /// Queues tokens of a layer in pieces of the size that both nodes take.
-    fn enqueue(&self, layer: usize, tokens: Range<usize>) {
-        for start in tokens.clone().step_by(self.piece_tokens) {
-            let end = tokens.end.min(start + self.piece_tokens);
-            self.queue.push(PieceHeader {
-                session: self.session,
-                request: self.number,
-                layer: layer as u32,
-                token_start: start as u32,
-                token_count: (end - start) as u32,
-            });
-        }
-    }
-
-    /// Sends over one connection what it takes from the queue, until there is no more.
-    async fn send(
-        &self,
-        stream: u32,
-        writer: &mut FrameWriter<OwnedWriteHalf>,
-    ) -> anyhow::Result<()> {
-        while let Some(next) = self.queue.next(stream).await {
-            match next {
-                Outgoing::Start(first_token) => {
-                    let start = Start { first_token };
-                    writer
-                        .write_control(Kind::Start, self.session, self.number, &start)
-                        .await?;
-                }
-                Outgoing::Piece(piece) => {
-                    let start = piece.token_start as usize;
-                    let tokens = start..start + piece.token_count as usize;
-                    let bytes = self.cache.read(piece.layer as usize, tokens)?;
-                    self.note(EventName::PieceOffered, &piece, stream);
-                    writer.write_piece(piece, bytes).await?;
-                    self.note(EventName::PieceSent, &piece, stream);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads acknowledgements from a joined connection until it fails or is no longer asked.
-    async fn acknowledgements(
-        &self,
-        stream: u32,
-        reader: &mut FrameReader<OwnedReadHalf>,
-    ) -> anyhow::Result<()> {
-        loop {
-            let header = reader.read_header().await?;
-            self.progress.alive();
-            if header.kind != Kind::Ack || header.session != self.session {
-                return Err(reader.unwanted(&header, Kind::Ack).await.into());
-            }
-            reader.finish_empty(&header)?;
-            self.note(EventName::PieceAcknowledged, &header.run(), stream);
-        }
-    }
-
-    fn note(&self, name: EventName, piece: &PieceHeader, stream: u32) {
-        self.events.borrow_mut().push(Event {
-            layer: Some(piece.layer),
-            token_start: Some(piece.token_start),
-            stream: Some(stream),
-            ..self.clock.event(name)
-        });
-    }
-}
-
-/// Reads acknowledgements and tokens until the decode node is done.
-async fn receive(
-    reader: &mut FrameReader<OwnedReadHalf>,
-    session: u64,
-    number: u64,
-    clock: Clock,
-    progress: &Progress,
-    events: &mut Vec<Event>,
-    tokens: &mut Vec<u32>,
-) -> anyhow::Result<Done> {
-    loop {
-        let header: Header = tokio::select! {
-            header = reader.read_header() => header?,
-            () = progress.silence() => return Err(silence(progress.patience).into()),
-        };
-        progress.alive();
-        if (header.session, header.request) != (session, number) {
-            anyhow::bail!(
-                "the decode node answers request {} instead of {number}: build both nodes from \
-                 one commit",
-                header.request
-            );
-        }
-        match header.kind {
-            Kind::Ack => {
-                reader.finish_empty(&header)?;
-                events.push(Event {
-                    layer: Some(header.layer),
-                    token_start: Some(header.token_start),
-                    stream: Some(0),
-                    ..clock.event(EventName::PieceAcknowledged)
-                });
-            }
-            Kind::Token => {
-                let message: TokenMessage = reader.read_control(&header).await?;
-                events.push(clock.indexed(EventName::Token, message.index));
-                tokens.push(message.token);
-            }
-            Kind::Done => {
-                return Ok(reader.read_control(&header).await?);
-            }
-            _ => return Err(reader.unwanted(&header, Kind::Token).await.into()),
-        }
-    }
 }
 
 /// What came back from the decode node.

@@ -4,6 +4,7 @@
 //! joined it bring pieces of whatever request is open.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::io::AsyncRead;
@@ -17,7 +18,8 @@ use crate::wire::{FrameReader, Header};
 
 /// A request whose cache is arriving.
 pub struct Reception {
-    number: u64,
+    /// The peer's number for it.
+    pub number: u64,
     prompt_tokens: usize,
     cache: Arc<Pooled>,
     clock: Clock,
@@ -103,11 +105,17 @@ impl Reception {
         Ok(())
     }
 
-    /// The first token is known.
-    pub fn start(&self, first_token: u32) {
+    /// The first token is known; it cannot be changed.
+    pub fn start(&self, first_token: u32) -> Result<(), Abort> {
         let mut state = self.state();
-        state.first_token = Some(first_token);
+        if state.first_token.replace(first_token).is_some() {
+            return Err(Abort::Failed(format!(
+                "START came twice in request {}",
+                self.number
+            )));
+        }
         self.note_completion(state);
+        Ok(())
     }
 
     /// The request cannot be completed.
@@ -153,6 +161,8 @@ pub struct SharedSession {
     /// Carried by every frame of the session.
     pub id: u64,
     current: Mutex<Option<Arc<Reception>>>,
+    /// Number of the latest request whose pieces were taken.
+    latest: AtomicU64,
     /// Never sent to; its end tells joined connections that the first one is gone.
     open: watch::Sender<()>,
 }
@@ -160,12 +170,21 @@ pub struct SharedSession {
 impl SharedSession {
     /// Makes a request the one whose pieces are taken, or none.
     pub fn set_current(&self, reception: Option<Arc<Reception>>) {
+        if let Some(reception) = &reception {
+            self.latest.fetch_max(reception.number, Ordering::Relaxed);
+        }
         *self.current.lock().unwrap_or_else(|e| e.into_inner()) = reception;
     }
 
     /// The request whose pieces are taken.
     pub fn current(&self) -> Option<Arc<Reception>> {
         (self.current.lock().unwrap_or_else(|e| e.into_inner())).clone()
+    }
+
+    /// Whether a request's pieces were taken, and are not any more.
+    pub fn is_over(&self, number: u64) -> bool {
+        let is_current = self.current().is_some_and(|r| r.number == number);
+        !is_current && number <= self.latest.load(Ordering::Relaxed)
     }
 
     /// Resolves when the session's first connection is gone.
@@ -188,6 +207,7 @@ impl Sessions {
         let session = Arc::new(SharedSession {
             id,
             current: Mutex::default(),
+            latest: AtomicU64::new(0),
             open: watch::Sender::new(()),
         });
         let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());

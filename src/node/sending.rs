@@ -1,0 +1,357 @@
+//! The prefill node's side of the wire while a request is under way: pieces out over every
+//! connection of the session, acknowledgements and tokens in.
+//!
+//! Compute fills the queue and never waits for it; a connection takes the next piece when it is
+//! free, and reads it from the cache where it lies.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::generation::{Clock, Emission, Request};
+use super::prefill::Joined;
+use crate::metrics::{Event, EventName, Transfer};
+use crate::model::cache_pool::Pooled;
+use crate::wire::message::{Done, Start, TokenMessage};
+use crate::wire::{FrameReader, FrameWriter, Header, Kind, PieceHeader, WireError};
+
+/// How far sending is, for the receiver's patience.
+#[derive(Debug)]
+pub(super) struct Progress {
+    patience: Duration,
+    all_sent: Cell<bool>,
+    last_sign_of_life: Cell<Instant>,
+}
+
+impl Progress {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            all_sent: Cell::new(false),
+            last_sign_of_life: Cell::new(Instant::now()),
+        }
+    }
+
+    fn alive(&self) {
+        self.last_sign_of_life.set(Instant::now());
+    }
+
+    pub(super) fn all_sent(&self) {
+        self.alive();
+        self.all_sent.set(true);
+    }
+
+    /// Resolves when the decode node has all it needs and has been silent for too long.
+    async fn silence(&self) {
+        loop {
+            let deadline = self.last_sign_of_life.get() + self.patience;
+            if self.all_sent.get() && Instant::now() >= deadline {
+                return;
+            }
+            // Before all is sent the deadline may be past already; look again in a while.
+            let soon = Instant::now() + Duration::from_secs(1);
+            tokio::time::sleep_until(deadline.max(soon).into()).await;
+        }
+    }
+}
+
+/// What one request still has to send; every connection takes from it when it is free.
+#[derive(Default)]
+pub(super) struct Queue {
+    start: Cell<Option<u32>>,
+    pieces: RefCell<VecDeque<PieceHeader>>,
+    complete: Cell<bool>,
+    changed: Notify,
+}
+
+/// Something to send.
+enum Outgoing {
+    /// The first token, for the session's first connection.
+    Start(u32),
+    /// Part of the cache, for any.
+    Piece(PieceHeader),
+}
+
+impl Queue {
+    fn push(&self, piece: PieceHeader) {
+        self.pieces.borrow_mut().push_back(piece);
+        self.changed.notify_waiters();
+    }
+
+    fn start(&self, token: u32) {
+        self.start.set(Some(token));
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn complete(&self) {
+        self.complete.set(true);
+        self.changed.notify_waiters();
+    }
+
+    /// What connection `stream` sends next; none when all is sent or being sent.
+    async fn next(&self, stream: u32) -> Option<Outgoing> {
+        loop {
+            // All users are on one thread: nothing can change between here and the wait.
+            if stream == 0
+                && let Some(token) = self.start.take()
+            {
+                return Some(Outgoing::Start(token));
+            }
+            if let Some(piece) = self.pieces.borrow_mut().pop_front() {
+                return Some(Outgoing::Piece(piece));
+            }
+            if self.complete.get() {
+                return None;
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// Sends one request's cache and its first token.
+pub(super) struct Sender<'a> {
+    pub(super) session: u64,
+    pub(super) number: u64,
+    pub(super) cache: &'a Pooled,
+    pub(super) piece_tokens: usize,
+    pub(super) clock: Clock,
+    pub(super) progress: &'a Progress,
+    pub(super) queue: Queue,
+    pub(super) events: RefCell<Vec<Event>>,
+    pub(super) first_token: Cell<Option<u32>>,
+    /// Pieces on joined connections that are not acknowledged.
+    pub(super) awaited: Cell<usize>,
+}
+
+impl Sender<'_> {
+    /// Turns what compute tells into pieces to send.
+    pub(super) async fn feed(
+        &self,
+        request: &Request,
+        transfer: Transfer,
+        mut emissions: UnboundedReceiver<Emission>,
+    ) -> anyhow::Result<()> {
+        while let Some(emission) = emissions.recv().await {
+            match emission {
+                Emission::Event(event) => self.events.borrow_mut().push(event),
+                Emission::LayerDone(done) => match transfer {
+                    Transfer::Bulk => {}
+                    Transfer::Layered => self.enqueue(done.layer, done.tokens),
+                },
+                Emission::Token { token, .. } => {
+                    self.first_token.set(Some(token));
+                    self.queue.start(token);
+                    if transfer == Transfer::Bulk {
+                        for layer in 0..self.cache.layout().n_layers {
+                            self.enqueue(layer, 0..request.prompt.len());
+                        }
+                    }
+                }
+            }
+        }
+        self.queue.complete();
+        anyhow::ensure!(
+            self.first_token.get().is_some(),
+            "prefill ended without a token"
+        );
+        Ok(())
+    }
+
+    /// Queues tokens of a layer in pieces of the size that both nodes take.
+    pub(super) fn enqueue(&self, layer: usize, tokens: Range<usize>) {
+        for start in tokens.clone().step_by(self.piece_tokens) {
+            let end = tokens.end.min(start + self.piece_tokens);
+            self.queue.push(PieceHeader {
+                session: self.session,
+                request: self.number,
+                layer: layer as u32,
+                token_start: start as u32,
+                token_count: (end - start) as u32,
+            });
+        }
+    }
+
+    /// Sends over one connection what it takes from the queue, until there is no more.
+    async fn send(
+        &self,
+        stream: u32,
+        writer: &mut FrameWriter<OwnedWriteHalf>,
+    ) -> anyhow::Result<()> {
+        while let Some(next) = self.queue.next(stream).await {
+            match next {
+                Outgoing::Start(first_token) => {
+                    let start = Start { first_token };
+                    writer
+                        .write_control(Kind::Start, self.session, self.number, &start)
+                        .await?;
+                }
+                Outgoing::Piece(piece) => {
+                    let start = piece.token_start as usize;
+                    let tokens = start..start + piece.token_count as usize;
+                    let bytes = self.cache.read(piece.layer as usize, tokens)?;
+                    self.note(EventName::PieceOffered, &piece, stream);
+                    self.awaited
+                        .update(|awaited| awaited + usize::from(stream != 0));
+                    writer.write_piece(piece, bytes).await?;
+                    self.note(EventName::PieceSent, &piece, stream);
+                    // A write that the socket swallows whole waits for nothing: without this, one
+                    // connection would take all that fits into its buffer, and the others none.
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads acknowledgements from a joined connection until it fails or is no longer asked.
+    async fn acknowledgements(
+        &self,
+        stream: u32,
+        reader: &mut FrameReader<OwnedReadHalf>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let header = reader.read_header().await?;
+            self.progress.alive();
+            let due = self.awaited.get() > 0
+                && (header.session, header.request) == (self.session, self.number);
+            if header.kind != Kind::Ack || !due {
+                return Err(reader.unwanted(&header, Kind::Ack).await.into());
+            }
+            reader.finish_empty(&header)?;
+            self.note(EventName::PieceAcknowledged, &header.run(), stream);
+            self.awaited.update(|awaited| awaited - 1);
+            self.queue.changed.notify_waiters();
+        }
+    }
+
+    /// Waits for what joined connections still have to acknowledge: DONE comes over the first one
+    /// and may overtake them, and what is left behind would be taken for the next request's.
+    async fn all_acknowledged(&self) -> anyhow::Result<()> {
+        while self.awaited.get() > 0 {
+            tokio::select! {
+                () = self.queue.changed.notified() => {}
+                () = self.progress.silence() => return Err(silence(self.progress.patience).into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&self, name: EventName, piece: &PieceHeader, stream: u32) {
+        self.events.borrow_mut().push(Event {
+            layer: Some(piece.layer),
+            token_start: Some(piece.token_start),
+            stream: Some(stream),
+            ..self.clock.event(name)
+        });
+    }
+}
+
+/// Reads acknowledgements and tokens until the decode node is done.
+pub(super) async fn receive(
+    reader: &mut FrameReader<OwnedReadHalf>,
+    session: u64,
+    number: u64,
+    clock: Clock,
+    progress: &Progress,
+    events: &mut Vec<Event>,
+    tokens: &mut Vec<u32>,
+) -> anyhow::Result<Done> {
+    loop {
+        let header: Header = tokio::select! {
+            header = reader.read_header() => header?,
+            () = progress.silence() => return Err(silence(progress.patience).into()),
+        };
+        progress.alive();
+        if (header.session, header.request) != (session, number) {
+            anyhow::bail!(
+                "the decode node answers request {} instead of {number}: build both nodes from \
+                 one commit",
+                header.request
+            );
+        }
+        match header.kind {
+            Kind::Ack => {
+                reader.finish_empty(&header)?;
+                events.push(Event {
+                    layer: Some(header.layer),
+                    token_start: Some(header.token_start),
+                    stream: Some(0),
+                    ..clock.event(EventName::PieceAcknowledged)
+                });
+            }
+            Kind::Token => {
+                let message: TokenMessage = reader.read_control(&header).await?;
+                events.push(clock.indexed(EventName::Token, message.index));
+                tokens.push(message.token);
+            }
+            Kind::Done => {
+                return Ok(reader.read_control(&header).await?);
+            }
+            _ => return Err(reader.unwanted(&header, Kind::Token).await.into()),
+        }
+    }
+}
+
+/// Sends what the queue gets over all connections of the session and collects what comes back,
+/// until the decode node is done; `feed` fills the queue. Gives DONE, the events and the tokens.
+pub(super) async fn exchange(
+    sender: &Sender<'_>,
+    reader: &mut FrameReader<OwnedReadHalf>,
+    writer: &mut FrameWriter<OwnedWriteHalf>,
+    joined: &mut [Joined],
+    feed: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<(Done, Vec<Event>, Vec<u32>)> {
+    let (mut received, mut tokens) = (Vec::new(), Vec::new());
+    let (mut writers, mut readers) = (vec![(0, writer)], Vec::new());
+    for (stream, joined) in (1..).zip(joined) {
+        writers.push((stream, &mut joined.writer));
+        readers.push((stream, &mut joined.reader));
+    }
+    let all_sent = async {
+        let streams = writers
+            .into_iter()
+            .map(|(i, writer)| sender.send(i, writer));
+        try_join_all(streams).await?;
+        sender.progress.all_sent();
+        anyhow::Ok(())
+    };
+    let acknowledged =
+        try_join_all((readers.into_iter()).map(|(i, reader)| sender.acknowledgements(i, reader)));
+    let answered = async {
+        let answered = tokio::try_join!(
+            feed,
+            all_sent,
+            receive(
+                reader,
+                sender.session,
+                sender.number,
+                sender.clock,
+                sender.progress,
+                &mut received,
+                &mut tokens
+            ),
+        )?;
+        sender.all_acknowledged().await?;
+        anyhow::Ok(answered)
+    };
+    let done = tokio::select! {
+        answered = answered => answered?.2,
+        // These end only by failing, or at once where there are none.
+        Err(error) = acknowledged => return Err(error),
+    };
+    Ok((done, received, tokens))
+}
+
+/// The error for a decode node that was silent for this long.
+pub(super) fn silence(after: Duration) -> WireError {
+    WireError::Timeout {
+        what: "waiting for the decode node",
+        after,
+    }
+}

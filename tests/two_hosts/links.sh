@@ -1,0 +1,297 @@
+#!/usr/bin/env bash
+# Two hosts on one machine: two network namespaces joined by a shaped link, `serve-decode` in one and
+# `split --peer` in the other, at each rate asked for. Every link is measured with iperf3 first, and
+# every folder it writes says that the link was emulated. Touches nothing outside its namespaces.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: links.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF split]
+
+  --binary FILE          the built disagg-bench
+  --model FILE           a GGUF file (both nodes)
+  --out FOLDER           gets a folder for each link; none of them may exist
+  --rates LIST           Gbit/s of each direction       [0.1,0.25,1,10,25]
+  --round-trip-ms LIST   0: a veth pair shaped by tbf; above 0: tun_bridge.py [0]
+  --streams LIST         connections of a transfer, and of iperf3 [1]
+  --prompt-tokens LIST   prompt lengths                 [1024]
+  --repeats N            measured requests of each arm  [5]
+  --output-tokens N      tokens of each answer          [8]
+  --iperf3-seconds N     length of each measurement     [4]
+  --mtu BYTES            of the veth pair               [9000]
+
+Needs root, Linux, iproute2, iperf3 and Python 3. Everything it makes goes when it ends.
+
+  sudo tests/two_hosts/links.sh --binary target/release/disagg-bench \
+    --model ~/.cache/disagg-bench/models/SmolLM2-135M-Instruct.Q4_1.gguf --out emulated
+  sudo tests/two_hosts/links.sh … --rates 10 --round-trip-ms 10 --streams 1,8
+  sudo tests/two_hosts/links.sh … --rates 1 --repeats 3 -- --threads 1
+USAGE
+}
+
+refuse() {
+  printf 'links.sh: %s\n' "$*" >&2
+  exit 2
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+binary="" model="" out=""
+rates=0.1,0.25,1,10,25 round_trips_ms=0 all_streams=1
+prompt_tokens=1024 repeats=5 output_tokens=8 iperf3_s=4 mtu_bytes=9000
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --) shift; break ;;
+    --*) [ $# -ge 2 ] || refuse "got $1 without a value: see --help" ;;&
+    --binary) binary=$2 ;;
+    --model) model=$2 ;;
+    --out) out=$2 ;;
+    --rates) rates=$2 ;;
+    --round-trip-ms) round_trips_ms=$2 ;;
+    --streams) all_streams=$2 ;;
+    --prompt-tokens) prompt_tokens=$2 ;;
+    --repeats) repeats=$2 ;;
+    --output-tokens) output_tokens=$2 ;;
+    --iperf3-seconds) iperf3_s=$2 ;;
+    --mtu) mtu_bytes=$2 ;;
+    *) refuse "got $1, wanted an option: see --help" ;;
+  esac
+  shift 2
+done
+split_options=("$@")
+
+if [ -z "$binary" ] || [ -z "$model" ] || [ -z "$out" ]; then
+  usage >&2
+  refuse "wanted --binary, --model and --out"
+fi
+[ "$(id -u)" -eq 0 ] || refuse "got user $(id -un), wanted root, which may make namespaces: use sudo"
+for program in ip:iproute2 tc:iproute2 iperf3:iperf3 python3:python3; do
+  command -v "${program%%:*}" >/dev/null ||
+    refuse "got no ${program%%:*} on this machine: install the package ${program##*:}"
+done
+[ -x "$binary" ] || refuse "got no program at $binary: cargo build --release, then --binary"
+[ -f "$model" ] || refuse "got no model at $model: give a GGUF file"
+binary=$(realpath "$binary") model=$(realpath "$model")
+mkdir -p "$out"
+out=$(realpath "$out")
+
+prefill=disagg-prefill-$$ decode=disagg-decode-$$
+prefill_address=10.99.0.1 decode_address=10.99.0.2
+scratch=$(mktemp -d)
+started=()
+
+# Ends what this script started, by its id, newest first.
+end_started() {
+  local i
+  for ((i = ${#started[@]} - 1; i >= 0; i--)); do
+    kill "${started[i]}" 2>/dev/null || true
+    wait "${started[i]}" 2>/dev/null || true
+  done
+  started=()
+}
+
+# The veth pair goes with its namespaces; deleting what was never made is no error here.
+unlink_hosts() {
+  end_started
+  ip netns delete "$prefill" 2>/dev/null || true
+  ip netns delete "$decode" 2>/dev/null || true
+}
+
+on_exit() {
+  local code=$?
+  trap - EXIT INT TERM
+  unlink_hosts
+  rm -rf "$scratch"
+  exit "$code"
+}
+trap on_exit EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# wait_for TEXT FILE PID: until the file holds the text.
+wait_for() {
+  local tries
+  for ((tries = 0; tries < 1200; tries++)); do
+    grep -q "$1" "$2" 2>/dev/null && return
+    kill -0 "$3" 2>/dev/null || break
+    sleep 0.1
+  done
+  printf 'links.sh: no "%s" came:\n' "$1" >&2
+  cat "$2" >&2
+  return 1
+}
+
+# await_in_prefill STDOUT STDERR COMMAND…: in the background and waited for, since a signal is answered
+# at once only while bash waits.
+await_in_prefill() {
+  local output=$1 errors=$2
+  shift 2
+  ip netns exec "$prefill" "$@" >"$output" 2>"$errors" &
+  started+=($!)
+  wait $! && return
+  printf 'links.sh: failed: %s\n' "$*" >&2
+  tail -n 20 "$output" "$errors" >&2
+  return 1
+}
+
+# Bytes that tbf may send at once: 0.2 ms of the link, so that a transfer of some MB is not flattered,
+# and never less than two of the 64 KiB segments that a socket hands over whole.
+burst_bytes() {
+  python3 -c 'import sys; print(max(131_072, round(float(sys.argv[1]) * 1e9 / 8 * 0.2e-3)))' "$1"
+}
+
+# Two namespaces, the same congestion control in both.
+make_hosts() {
+  local host
+  for host in "$prefill" "$decode"; do
+    ip netns add "$host"
+    ip -n "$host" link set lo up
+    ip netns exec "$host" sysctl -qw net.ipv4.tcp_congestion_control=reno
+  done
+}
+
+# veth_link RATE: sets `link_text`.
+veth_link() {
+  local burst host end
+  burst=$(burst_bytes "$1")
+  ip link add vp$$ netns "$prefill" type veth peer name vd$$ netns "$decode"
+  ip -n "$prefill" address add "$prefill_address/24" dev vp$$
+  ip -n "$decode" address add "$decode_address/24" dev vd$$
+  for end in "$prefill vp$$" "$decode vd$$"; do
+    read -r host end <<<"$end"
+    ip -n "$host" link set "$end" mtu "$mtu_bytes" up
+    ip netns exec "$host" tc qdisc replace dev "$end" root \
+      tbf rate "$1gbit" burst "$burst" latency 20ms
+  done
+  link_text="veth pair, MTU $mtu_bytes, each end: tc qdisc replace … root tbf rate ${1}gbit burst $burst latency 20ms"
+}
+
+# tun_link RATE ROUND_TRIP_MS: sets `link_text`.
+tun_link() {
+  local one_way_ms bridge
+  one_way_ms=$(python3 -c 'import sys; print(float(sys.argv[1]) / 2)' "$2")
+  bridge=(python3 "$here/tun_bridge.py" --netns "$prefill" "$decode"
+    --addresses "$prefill_address/24" "$decode_address/24"
+    --rate-gbps "$1" --one-way-ms "$one_way_ms")
+  "${bridge[@]}" >"$scratch/bridge.txt" 2>&1 &
+  started+=($!)
+  wait_for ready "$scratch/bridge.txt" $!
+  link_text="TUN devices, MTU 65500, joined by tun_bridge.py --rate-gbps $1 --one-way-ms $one_way_ms (queue 20 ms)"
+}
+
+# iperf3_to FILE STREAMS: prefill node to decode node, as the cache goes.
+iperf3_to() {
+  ip netns exec "$decode" iperf3 -s -1 --forceflush >"$scratch/iperf3-server.txt" 2>&1 &
+  started+=($!)
+  wait_for "Server listening" "$scratch/iperf3-server.txt" $!
+  iperf3_command=(iperf3 -c "$decode_address" -t "$iperf3_s" -O 1 -P "$2" -C reno -J)
+  await_in_prefill "$1" "$scratch/iperf3-errors.txt" "${iperf3_command[@]}"
+  rm "$scratch/iperf3-server.txt"
+}
+
+# measure FOLDER RATE ROUND_TRIP_MS STREAMS
+measure() {
+  local folder=$1 rate=$2 round_trip_ms=$3 streams=$4 server load
+  make_hosts
+  if [ "$round_trip_ms" = 0 ]; then veth_link "$rate"; else tun_link "$rate" "$round_trip_ms"; fi
+  mkdir "$folder"
+  iperf3_to "$folder/iperf3.json" "$streams"
+
+  # Names without this machine's folders, since the record keeps the command line.
+  ln -sfn "$folder" measured
+  local node=(./disagg-bench serve-decode --listen "$decode_address:5556"
+    --token-file token.txt --model "$model_name" --offline)
+  ip netns exec "$decode" "${node[@]}" >"$folder/decode-node.txt" 2>&1 &
+  server=$!
+  started+=("$server")
+  wait_for "$decode_address:5556" "$folder/decode-node.txt" "$server"
+  local run=(./disagg-bench split --peer "$decode_address:5556" --token-file token.txt
+    --model "$model_name" --offline --transfer "bulk,layered" --streams "$streams"
+    --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" --repeats "$repeats"
+    --out measured/run ${split_options[@]+"${split_options[@]}"})
+  load=$(cut -d' ' -f1-3 /proc/loadavg)
+  cat >"$folder/EMULATED.md" <<NOTE
+# Emulated link
+
+Measured over an emulated link: two network namespaces of one machine, which share its cores and
+memory. Not a measurement of two machines.
+
+- rate of each direction: $rate Gbit/s
+- round trip added: $round_trip_ms ms
+- link: $link_text
+- congestion control: reno, iperf3 and program alike
+- iperf3, before the run, prefill node to decode node: \`${iperf3_command[*]}\` (iperf3.json)
+- decode node: \`${node[*]}\`
+- prefill node: \`${run[*]}\`
+- kernel $(uname -r), $(nproc) cores, load average before the run (1, 5, 15 min): $load
+- made by tests/two_hosts/links.sh on $(date -u +%Y-%m-%dT%H:%M:%SZ)
+NOTE
+  await_in_prefill "$folder/split.txt" "$folder/prefill-node.txt" "${run[@]}"
+  unlink_hosts
+}
+
+# One row an arm of `split` and prompt length, from the folders in the order given.
+table() {
+  python3 - "$@" <<'PY'
+import json, pathlib, sys
+
+HEAD = ("link", "tokens", "iperf3 Gbps", "bulk exposed ms", "wire/iperf3 ms", "ratio",
+        "layered exposed ms", "layered at most ms", "layered/bulk", "bulk prefill ms",
+        "layered prefill ms", "outputs")
+rows = [HEAD]
+for folder in map(pathlib.Path, sys.argv[1:]):
+    measured = json.loads((folder / "iperf3.json").read_text())
+    rate_bps = measured["end"]["sum_received"]["bits_per_second"]
+    layers = json.loads((folder / "run/run.json").read_text())["model"]["n_layers"]
+    for case in json.loads((folder / "run/summary.json").read_text())["cases"]:
+        arms = {arm["transfer"]: arm for arm in case["arms"] if arm["arm"] == "split"}
+        if {"bulk", "layered"} - arms.keys():
+            rows.append((folder.name, case["prompt_tokens"], *["failed"] * (len(HEAD) - 2)))
+            continue
+        median = lambda mode, figure: arms[mode][figure]["median"]
+        wire_ms = arms["bulk"]["wire_bytes"] * 8 / rate_bps * 1e3
+        bulk, layered = (median(m, "exposed_transfer_ms") for m in ("bulk", "layered"))
+        behind_ms = median("layered", "prefill_ms") * (layers - 1) / layers
+        at_most = 1.15 * max(wire_ms / layers, wire_ms - behind_ms) + 0.5
+        rows.append((
+            folder.name, case["prompt_tokens"], f"{rate_bps / 1e9:.3f}", f"{bulk:.2f}",
+            f"{wire_ms:.2f}", f"{bulk / wire_ms:.3f}", f"{layered:.2f}", f"{at_most:.2f}",
+            f"{layered / bulk:.3f}", f"{median('bulk', 'prefill_ms'):.1f}",
+            f"{median('layered', 'prefill_ms'):.1f}", case["outputs"]))
+widths = [max(len(str(row[i])) for row in rows) for i in range(len(HEAD))]
+for row in rows:
+    print("  ".join(str(cell).rjust(width) for cell, width in zip(row, widths)))
+print("""
+emulated links; medians; exposed: transfer that the request waited for; wire/iperf3: KV bytes over
+iperf3's rate, t; layered at most: 1.15 x max(t/L, t - prefill (L-1)/L) + 0.5 ms with L layers""")
+PY
+}
+
+folders=()
+for rate in ${rates//,/ }; do
+  for round_trip_ms in ${round_trips_ms//,/ }; do
+    for streams in ${all_streams//,/ }; do
+      name=${rate}gbps
+      [ "$round_trip_ms" = 0 ] || name=$name-${round_trip_ms}ms
+      [ "$streams" = 1 ] || name=$name-${streams}streams
+      [ ! -e "$out/$name" ] || refuse "$out/$name is there already, and no record is overwritten: give another --out"
+      folders+=("$rate $round_trip_ms $streams $out/$name")
+    done
+  done
+done
+
+cd "$scratch" # no disagg-bench.toml of the caller's folder
+head -c 32 /dev/urandom | base64 >token.txt
+chmod 600 token.txt
+model_name=$(basename "$model")
+ln -s "$binary" disagg-bench
+ln -s "$model" "$model_name"
+done_folders=()
+for entry in "${folders[@]}"; do
+  read -r rate round_trip_ms streams folder <<<"$entry"
+  printf '%s …\n' "${folder##*/}" >&2
+  # In this shell, not a subshell: what was started must be known to `on_exit`.
+  measure "$folder" "$rate" "$round_trip_ms" "$streams"
+  done_folders+=("$folder")
+done
+table "${done_folders[@]}" | tee "$out/table-$(date -u +%Y%m%dT%H%M%SZ).txt"
