@@ -11,7 +11,7 @@ mod jsonl;
 use std::error::Error;
 
 pub use error::{LineProblem, WorkloadError};
-pub use grid::{MAX_PROMPT_TOKENS, grid, parse_length, parse_lengths};
+pub use grid::{MAX_PROMPT_TOKENS, grid, parse_length};
 pub use jsonl::{
     MAX_LINE_BYTES, MAX_NAME_CHARS, MAX_OUTPUT_TOKENS, MAX_PROMPTS, MAX_SOURCE_BYTES, PlainText,
     read_path, read_prompts,

@@ -35,8 +35,6 @@ pub struct Figures {
     pub first_step_ns: Option<u64>,
     /// TTST - TTFT - exposed - handoff - first step: should be near zero.
     pub residual_ns: Option<i64>,
-    /// Time in which sending was not done when the socket was offered the next piece.
-    pub send_ns: Option<u64>,
     /// Exposed transfer / E2E, in percent.
     pub transfer_overhead_pct: Option<f64>,
     /// Wire busy / E2E, in percent.
@@ -122,11 +120,6 @@ impl Figures {
             EventName::PieceOffered,
             EventName::PieceAcknowledged,
         );
-        let sends = intervals(
-            sample.events.iter(),
-            EventName::PieceOffered,
-            EventName::PieceSent,
-        );
         let (Some(last_ack), Some(prefill_end)) =
             (pieces.iter().map(|(_, ack)| *ack).max(), prefill_end)
         else {
@@ -139,7 +132,6 @@ impl Figures {
             .saturating_sub(prefill_end)
             .saturating_sub(way_back);
         self.wire_busy_ns = Some(busy);
-        self.send_ns = Some(union_ns(sends));
         self.exposed_transfer_ns = Some(exposed);
         self.hidden_transfer_ns = Some(busy.saturating_sub(exposed));
         self.effective_gbps = gbps(sample.wire_payload_bytes, busy);

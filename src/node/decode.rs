@@ -2,7 +2,14 @@
 //!
 //! One task a connection, one compute thread for all; several peers may be connected and their
 //! requests take turns. A connection that breaks a rule is told why and closed, and the node
-//! goes on.
+//! goes on. `joined` serves a session's further connections, `probe` the link without a model,
+//! `answer` is what is gathered of one answer.
+
+mod answer;
+mod joined;
+mod probe;
+
+pub use probe::probe_layout;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,22 +21,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use self::answer::Answer;
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
 use super::reception::{Reception, Sessions, SharedSession};
-use crate::environment::process_peak_rss_bytes;
-use crate::metrics::{Event, EventName, Finish, Node, StepProof};
+use crate::metrics::{Event, EventName, Node};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::engine::Engine;
-use crate::model::kv_cache::{KvDtype, KvLayout};
+use crate::model::kv_cache::KvLayout;
 use crate::wire::handshake::refuse;
 use crate::wire::message::{
-    self, Admit, Done, Failed, Introduction, Join, Open, OpenRole, Probe, Refuse, RefuseCode,
-    Start, StepRecord, TokenMessage,
+    self, Admit, Failed, Introduction, Join, Open, OpenRole, Probe, Refuse, RefuseCode, Start,
+    TokenMessage,
 };
 use crate::wire::{
-    FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, Session, Token, WireError, respond,
-    socket,
+    FrameReader, FrameWriter, Header, Kind, Session, Token, WireError, respond, socket,
 };
 
 /// What a decode node needs to serve.
@@ -237,100 +243,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         Ok(outcome?)
     }
 
-    /// Brings pieces of another connection's requests from now on.
-    async fn join(&mut self, join: Join) -> Result<(), Abort> {
-        let Some(session) = self.node.sessions.find(join.session) else {
-            let refuse = Refuse {
-                code: RefuseCode::BadRequest,
-                reason: format!(
-                    "session {:016x} is not open on this node: reconnect",
-                    join.session
-                ),
-            };
-            (self.writer)
-                .write_control(Kind::Refuse, self.session.id, 0, &refuse)
-                .await?;
-            return Err(Abort::Failed(refuse.reason));
-        };
-        (self.writer)
-            .write_empty(Kind::Ready, self.session.id, 0)
-            .await?;
-        let (id, closed) = (session.id, session.closed());
-        let session = {
-            let weak = Arc::downgrade(&session);
-            drop(session);
-            weak
-        };
-        let current = || session.upgrade().and_then(|session| session.current());
-        let is_over = |number| session.upgrade().is_some_and(|s| s.is_over(number));
-        tokio::pin!(closed);
-        loop {
-            let header = tokio::select! {
-                header = self.reader.read_header() => header,
-                () = &mut closed => return Ok(()),
-            };
-            let taken = match header {
-                // It was on its way when its request failed or was taken back.
-                Ok(header) if header.kind == Kind::Piece && is_over(header.request) => {
-                    let discarded = self.reader.discard_payload(&header).await;
-                    discarded.map_err(Abort::from)
-                }
-                Ok(header) => self.take_joined(&header, id, join.stream, current()).await,
-                Err(error) => Err(error.into()),
-            };
-            if let Err(abort) = taken {
-                match (current(), &abort) {
-                    (Some(reception), _) => {
-                        reception.fail(abort.as_lost(join.stream));
-                        // The reason goes over the first connection: the end of this one must not
-                        // overtake it.
-                        let over = async {
-                            tokio::select! {
-                                () = self.reader.drain(DRAIN_BYTES) => {}
-                                () = &mut closed => {}
-                            }
-                        };
-                        let _ = tokio::time::timeout(DRAIN_TIMEOUT, over).await;
-                    }
-                    (None, Abort::Failed(reason) | Abort::Damaged(reason)) => {
-                        let (code, reason) = (RefuseCode::BadRequest, reason.clone());
-                        refuse(&mut self.reader, &mut self.writer, Refuse { code, reason }).await;
-                    }
-                    (None, _) => {}
-                }
-                return Err(abort);
-            }
-        }
-    }
-
-    /// One frame of a joined connection: a piece, which is acknowledged where it came.
-    async fn take_joined(
-        &mut self,
-        header: &Header,
-        session: u64,
-        stream: u32,
-        reception: Option<Arc<Reception>>,
-    ) -> Result<(), Abort> {
-        if header.kind != Kind::Piece {
-            return Err(self.reader.unwanted(header, Kind::Piece).await.into());
-        }
-        if header.session != session {
-            let got = header.session;
-            let want = session;
-            return Err(WireError::ForeignSession { got, want }.into());
-        }
-        let Some(reception) = reception else {
-            return Err(Abort::Failed(format!(
-                "a piece of request {} came, and no request is open",
-                header.request
-            )));
-        };
-        (reception.take_piece(&mut self.reader, header, stream)).await?;
-        // Whoever waits for the cache must find it in nobody else's hands.
-        drop(reception);
-        Ok(self.writer.write_ack(header.run()).await?)
-    }
-
     async fn next_header(&mut self) -> Result<Header, WireError> {
         let header = self.reader.read_header().await?;
         if header.session != self.session.id {
@@ -391,63 +303,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             .write_control(Kind::Refuse, self.session.id, number, &refuse)
             .await?;
         Ok(())
-    }
-
-    /// Receives a made-up cache and answers with when its pieces landed.
-    async fn serve_probe(&mut self, number: u64, probe: Probe) -> Result<(), Abort> {
-        let clock = Clock::start(Node::Decode);
-        let cache = match self.admit_probe(probe).await {
-            Ok(cache) => Arc::new(cache),
-            Err(refuse) => return self.refuse(number, refuse).await,
-        };
-        let tokens = probe.tokens as usize;
-        let reception = Reception::new(number, tokens, Arc::clone(&cache), clock, None);
-        // There is no first token to wait for.
-        reception.start(0)?;
-        self.shared.set_current(Some(Arc::clone(&reception)));
-        let admit = Admit {
-            capacity_tokens: probe.tokens,
-            waiting_ahead: 0,
-        };
-        (self.writer)
-            .write_control(Kind::Admit, self.session.id, number, &admit)
-            .await?;
-        let ended = match self.receive_cache(&reception).await {
-            Ok((_, events)) => {
-                let answer = Answer {
-                    events,
-                    tokens: Vec::new(),
-                };
-                let done = answer.done(Finish::Length, &[], None);
-                (self.writer)
-                    .write_control(Kind::Done, self.session.id, number, &done)
-                    .await
-                    .map_err(Abort::from)
-            }
-            Err(abort) => Err(abort),
-        };
-        self.end_request(number, ended).await
-    }
-
-    async fn admit_probe(&self, probe: Probe) -> Result<Pooled, Refuse> {
-        let width = u64::from(probe.row_bytes);
-        let layer_bytes = width * u64::from(probe.tokens);
-        let sane = (8..=MAX_PIECE_BYTES).contains(&width)
-            && width.is_multiple_of(8)
-            && (1..=MAX_PROBE_LAYERS).contains(&probe.n_layers)
-            && probe.tokens > 0
-            && layer_bytes <= self.node.introduction.limits.max_cache_bytes;
-        if !sane {
-            return Err(Refuse {
-                code: RefuseCode::BadRequest,
-                reason: format!(
-                    "a probe of {} layers and {} tokens of {width} bytes makes no sense here",
-                    probe.n_layers, probe.tokens
-                ),
-            });
-        }
-        self.take_cache(probe_layout(probe), probe.tokens as usize)
-            .await
     }
 
     /// Memory for a request.
@@ -669,9 +524,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     }
 }
 
-/// Most layers of a probe: above any published model.
-const MAX_PROBE_LAYERS: u32 = 1024;
-
 /// Most bytes that are read and thrown away from a peer whose request failed.
 const DRAIN_BYTES: u64 = 256 << 20;
 
@@ -690,83 +542,4 @@ impl Drop for CancelOnDrop {
 fn cache_bytes(engine: &Engine, request: &Request) -> u64 {
     let layout = engine.shape().kv_layout(request.kv_dtype);
     (layout.bytes_per_token() * request.prompt.len()) as u64
-}
-
-/// The cache of a probe, the same on both nodes: rows of the width that was asked for.
-pub fn probe_layout(probe: Probe) -> KvLayout {
-    KvLayout {
-        n_layers: probe.n_layers as usize,
-        n_kv_heads: 1,
-        // K and V of one head of f32.
-        head_dim: probe.row_bytes as usize / 8,
-        dtype: KvDtype::F32,
-    }
-}
-
-/// What has been gathered of one answer.
-struct Answer {
-    events: Vec<Event>,
-    tokens: Vec<u32>,
-}
-
-impl Answer {
-    fn done(&self, finish: Finish, proofs: &[StepProof], cache_digest: Option<String>) -> Done {
-        let step = |proof: &StepProof| StepRecord {
-            digest: proof.digest.clone(),
-            top: proof.top.clone(),
-            digest_ns: proof.proof_ns,
-        };
-        Done {
-            steps: proofs.iter().map(step).collect(),
-            finish: match finish {
-                Finish::Length => "length".into(),
-                Finish::EndOfSequence => "eos".into(),
-            },
-            events: self.events.iter().map(to_wire).collect(),
-            cache_digest,
-            peak_rss_bytes: process_peak_rss_bytes(),
-        }
-    }
-
-    fn report(
-        self,
-        peer: SocketAddr,
-        number: u64,
-        request: &Request,
-        kv_bytes: u64,
-    ) -> ServedRequest {
-        let times = |name| {
-            let times = self.events.iter().filter(move |e| e.name == name);
-            times.map(|e| e.t_ns)
-        };
-        let started = times(EventName::StepStart).next();
-        let ended = times(EventName::StepEnd).next_back();
-        let decode_ns = (ended.zip(started)).map_or(0, |(end, start)| end - start);
-        ServedRequest {
-            peer,
-            number,
-            prompt_tokens: request.prompt.len(),
-            kv_bytes,
-            receive_ns: (times(EventName::PieceLanded).next_back())
-                .zip(times(EventName::PieceLanded).next())
-                .map_or(0, |(last, first)| last - first),
-            decode_ns,
-            tokens: self.tokens,
-        }
-    }
-}
-
-/// An event as it travels: names as in the record.
-fn to_wire(event: &Event) -> message::Event {
-    message::Event {
-        name: serde_json::to_value(event.name)
-            .ok()
-            .and_then(|name| name.as_str().map(str::to_owned))
-            .unwrap_or_default(),
-        layer: event.layer,
-        chunk: event.chunk,
-        token_start: event.token_start,
-        stream: event.stream,
-        t_ns: event.t_ns,
-    }
 }

@@ -1,7 +1,6 @@
 //! The prefill node's end of a request: prefill here, have the cache shipped (`sending`), collect
 //! the answer.
 
-use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
-use super::sending::{Progress, Queue, Sender, exchange, receive, silence};
+use super::sending::{Progress, Sender, exchange, receive, silence};
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof, Transfer};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::wire::message::{Admit, Done, Introduction, Join, Open, OpenRole, Probe, StepRecord};
@@ -237,30 +236,18 @@ impl Connection {
         piece_bytes: u64,
     ) -> anyhow::Result<(Vec<Event>, WireBytes)> {
         let before = self.sent();
-        let (session, number) = (self.session.id, self.next_request);
-        self.next_request += 1;
-        (self.writer)
-            .write_control(Kind::Probe, session, number, &probe)
-            .await?;
-        let admitted = self.reader.expect::<Admit>(Kind::Admit);
-        (tokio::time::timeout(SILENCE_TIMEOUT, admitted).await)
-            .unwrap_or(Err(silence(SILENCE_TIMEOUT)))?;
+        let (number, _) = self.announce(Kind::Probe, &probe).await?;
         let clock = Clock::start(Node::Prefill);
         let progress = Progress::new(SILENCE_TIMEOUT);
-        let mut limit = self.session.peer.clone();
-        limit.limits.max_piece_bytes = limit.limits.max_piece_bytes.min(piece_bytes);
-        let sender = Sender {
-            session,
+        let piece_bytes = piece_bytes.min(self.session.peer.limits.max_piece_bytes);
+        let sender = Sender::new(
+            self.session.id,
             number,
             cache,
-            piece_tokens: piece_tokens(cache.layout().row_bytes(), &limit),
+            piece_bytes,
             clock,
-            progress: &progress,
-            queue: Queue::default(),
-            events: RefCell::default(),
-            first_token: Cell::new(None),
-            awaited: Cell::default(),
-        };
+            &progress,
+        );
         for layer in 0..cache.layout().n_layers {
             sender.enqueue(layer, 0..probe.tokens as usize);
         }
@@ -286,8 +273,6 @@ impl Connection {
         request: &Request,
         role: OpenRole,
     ) -> Result<(u64, Admit), WireError> {
-        let number = self.next_request;
-        self.next_request += 1;
         let open = Open {
             prompt_tokens: request.prompt.clone(),
             output_tokens: request.output_tokens,
@@ -296,8 +281,19 @@ impl Connection {
             ignore_eos: request.ignore_eos,
             role,
         };
+        self.announce(Kind::Open, &open).await
+    }
+
+    /// Sends a request under a new number and waits for the decode node's ADMIT.
+    async fn announce<T: serde::Serialize>(
+        &mut self,
+        kind: Kind,
+        request: &T,
+    ) -> Result<(u64, Admit), WireError> {
+        let number = self.next_request;
+        self.next_request += 1;
         (self.writer)
-            .write_control(Kind::Open, self.session.id, number, &open)
+            .write_control(kind, self.session.id, number, request)
             .await?;
         let admitted = self.reader.expect::<Admit>(Kind::Admit);
         let (_, admit) = (tokio::time::timeout(SILENCE_TIMEOUT, admitted).await)
@@ -317,23 +313,19 @@ impl Connection {
     ) -> anyhow::Result<RemoteAnswer> {
         let (number, admit) = self.open_request(request, OpenRole::Decode).await?;
         events.push(clock.event(EventName::Admitted));
-        let session = self.session.id;
         let progress = Progress::new(match admit.waiting_ahead {
             0 => SILENCE_TIMEOUT,
             _ => QUEUE_PATIENCE,
         });
-        let sender = Sender {
-            session,
+        let piece_bytes = self.session.peer.limits.max_piece_bytes;
+        let sender = Sender::new(
+            self.session.id,
             number,
             cache,
-            piece_tokens: piece_tokens(cache.layout().row_bytes(), &self.session.peer),
+            piece_bytes,
             clock,
-            progress: &progress,
-            queue: Queue::default(),
-            events: RefCell::default(),
-            first_token: Cell::new(None),
-            awaited: Cell::default(),
-        };
+            &progress,
+        );
         let feed = sender.feed(request, transfer, emissions);
         let (done, mut received, mut tokens) = exchange(
             &sender,
@@ -428,13 +420,6 @@ pub async fn single(node: &PrefillNode, request: &Request) -> anyhow::Result<Out
         landed_cache_digest: None,
     };
     Ok(Outcome::new(output, events, WireBytes::default()))
-}
-
-/// Tokens of one layer that fit a piece of the size that both nodes take.
-fn piece_tokens(row_bytes: usize, peer: &Introduction) -> usize {
-    let limit = crate::wire::MAX_PIECE_BYTES.min(peer.limits.max_piece_bytes);
-    // The handshake refuses a limit below one token.
-    (usize::try_from(limit).unwrap_or(usize::MAX) / row_bytes).max(1)
 }
 
 /// Starts prefill on the compute thread; its emissions end when it does, then the logits of the

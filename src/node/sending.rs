@@ -19,7 +19,9 @@ use super::prefill::Joined;
 use crate::metrics::{Event, EventName, Transfer};
 use crate::model::cache_pool::Pooled;
 use crate::wire::message::{Done, Start, TokenMessage};
-use crate::wire::{FrameReader, FrameWriter, Header, Kind, PieceHeader, WireError};
+use crate::wire::{
+    FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, PieceHeader, WireError,
+};
 
 /// How far sending is, for the receiver's patience.
 #[derive(Debug)]
@@ -116,20 +118,45 @@ impl Queue {
 
 /// Sends one request's cache and its first token.
 pub(super) struct Sender<'a> {
-    pub(super) session: u64,
-    pub(super) number: u64,
-    pub(super) cache: &'a Pooled,
-    pub(super) piece_tokens: usize,
-    pub(super) clock: Clock,
-    pub(super) progress: &'a Progress,
+    session: u64,
+    number: u64,
+    cache: &'a Pooled,
+    piece_tokens: usize,
+    clock: Clock,
+    progress: &'a Progress,
     pub(super) queue: Queue,
     pub(super) events: RefCell<Vec<Event>>,
     pub(super) first_token: Cell<Option<u32>>,
     /// Pieces on joined connections that are not acknowledged.
-    pub(super) awaited: Cell<usize>,
+    awaited: Cell<usize>,
 }
 
-impl Sender<'_> {
+impl<'a> Sender<'a> {
+    /// Of one request; `piece_bytes` is what the peer takes in one piece.
+    pub(super) fn new(
+        session: u64,
+        number: u64,
+        cache: &'a Pooled,
+        piece_bytes: u64,
+        clock: Clock,
+        progress: &'a Progress,
+    ) -> Self {
+        let piece_bytes = usize::try_from(piece_bytes.min(MAX_PIECE_BYTES)).unwrap_or(usize::MAX);
+        Self {
+            session,
+            number,
+            cache,
+            // The handshake refuses a limit below one token.
+            piece_tokens: (piece_bytes / cache.layout().row_bytes()).max(1),
+            clock,
+            progress,
+            queue: Queue::default(),
+            events: RefCell::default(),
+            first_token: Cell::default(),
+            awaited: Cell::default(),
+        }
+    }
+
     /// Turns what compute tells into pieces to send.
     pub(super) async fn feed(
         &self,

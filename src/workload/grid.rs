@@ -61,21 +61,6 @@ pub fn parse_length(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Reads prompt lengths separated by commas; each may be given once.
-pub fn parse_lengths(text: &str) -> Result<Vec<usize>, String> {
-    let mut lengths = Vec::new();
-    for part in text.split(',') {
-        let length = parse_length(part)?;
-        if lengths.contains(&length) {
-            return Err(format!(
-                "prompt length {length} is given twice: give each once, --repeats measures it again"
-            ));
-        }
-        lengths.push(length);
-    }
-    Ok(lengths)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -154,8 +139,8 @@ mod tests {
 
     #[test]
     fn lengths_are_read() {
-        assert_eq!(parse_lengths("128,512, 1024"), Ok(vec![128, 512, 1024]));
-        assert_eq!(parse_lengths("1,1000000"), Ok(vec![1, 1_000_000]));
+        assert_eq!(parse_length("128"), Ok(128));
+        assert_eq!(parse_length("1000000"), Ok(1_000_000));
     }
 
     #[test]
@@ -167,19 +152,12 @@ mod tests {
             "-1",
             "1.5",
             "1k",
-            "128,",
-            ",128",
+            "x",
             "128;512",
             "99999999999999999999999",
         ] {
-            let error = parse_lengths(bad).unwrap_err();
+            let error = parse_length(bad).unwrap_err();
             assert!(error.contains("from 1 to 1000000"), "{bad:?}: {error}");
         }
-        assert!(parse_lengths("128,x").unwrap_err().contains("\"x\""));
-        assert!(
-            parse_lengths("128,64,128")
-                .unwrap_err()
-                .contains("128 is given twice")
-        );
     }
 }

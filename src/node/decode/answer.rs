@@ -1,0 +1,82 @@
+//! What is gathered of one answer, and the forms in which it leaves the node.
+
+use std::net::SocketAddr;
+
+use super::ServedRequest;
+use crate::environment::process_peak_rss_bytes;
+use crate::metrics::{Event, EventName, Finish, StepProof};
+use crate::node::generation::Request;
+use crate::wire::message::{self, Done, StepRecord};
+
+/// What has been gathered of one answer.
+pub(super) struct Answer {
+    pub(super) events: Vec<Event>,
+    pub(super) tokens: Vec<u32>,
+}
+
+impl Answer {
+    pub(super) fn done(
+        &self,
+        finish: Finish,
+        proofs: &[StepProof],
+        cache_digest: Option<String>,
+    ) -> Done {
+        let step = |proof: &StepProof| StepRecord {
+            digest: proof.digest.clone(),
+            top: proof.top.clone(),
+            digest_ns: proof.proof_ns,
+        };
+        Done {
+            steps: proofs.iter().map(step).collect(),
+            finish: match finish {
+                Finish::Length => "length".into(),
+                Finish::EndOfSequence => "eos".into(),
+            },
+            events: self.events.iter().map(to_wire).collect(),
+            cache_digest,
+            peak_rss_bytes: process_peak_rss_bytes(),
+        }
+    }
+
+    pub(super) fn report(
+        self,
+        peer: SocketAddr,
+        number: u64,
+        request: &Request,
+        kv_bytes: u64,
+    ) -> ServedRequest {
+        let times = |name| {
+            let times = self.events.iter().filter(move |e| e.name == name);
+            times.map(|e| e.t_ns)
+        };
+        let started = times(EventName::StepStart).next();
+        let ended = times(EventName::StepEnd).next_back();
+        let decode_ns = (ended.zip(started)).map_or(0, |(end, start)| end - start);
+        ServedRequest {
+            peer,
+            number,
+            prompt_tokens: request.prompt.len(),
+            kv_bytes,
+            receive_ns: (times(EventName::PieceLanded).next_back())
+                .zip(times(EventName::PieceLanded).next())
+                .map_or(0, |(last, first)| last - first),
+            decode_ns,
+            tokens: self.tokens,
+        }
+    }
+}
+
+/// An event as it travels: names as in the record.
+fn to_wire(event: &Event) -> message::Event {
+    message::Event {
+        name: serde_json::to_value(event.name)
+            .ok()
+            .and_then(|name| name.as_str().map(str::to_owned))
+            .unwrap_or_default(),
+        layer: event.layer,
+        chunk: event.chunk,
+        token_start: event.token_start,
+        stream: event.stream,
+        t_ns: event.t_ns,
+    }
+}
