@@ -239,7 +239,8 @@ pub struct RunPrefillArgs {
 #[derive(Debug, Args)]
 pub struct LinkArgs {
     /// When the cache crosses the link: bulk (after prefill), layered (each layer as soon as it
-    /// is computed) or both as arms of one run, `bulk,layered`
+    /// is computed), auto (for each request the one predicted to wait less), or several as arms
+    /// of one run, `bulk,layered`
     #[arg(
         long,
         default_value = "bulk",

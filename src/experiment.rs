@@ -14,13 +14,15 @@ use rand::seq::SliceRandom;
 use crate::baseline::BaselineFile;
 use crate::check::{self, Tolerance};
 use crate::environment::{process_peak_rss_bytes, reset_peak_rss};
-use crate::metrics::{Arm, Case, Node, Record, Sample, Status, Transfer};
+use crate::metrics::{Arm, Case, Choice, Node, Record, Sample, Status, Transfer};
 use crate::model::engine::Engine;
-use crate::model::kv_cache::KvDtype;
+use crate::model::kv_cache::{KvDtype, KvLayout};
+use crate::node::Departure;
 use crate::node::generation::Request;
 use crate::node::prefill::{Connection, Outcome, Peer, PrefillNode, single};
-use crate::wire::WireError;
+use crate::projection::exposure::{self, Cut, Prefill};
 use crate::wire::message::Introduction;
+use crate::wire::{MAX_PIECE_BYTES, WireError};
 use crate::workload::Prompt;
 
 /// Round trips taken before the first request; their smallest is the link's.
@@ -121,6 +123,8 @@ impl Experiment<'_> {
         let mut random = StdRng::seed_from_u64(plan.seed);
         let mut first_failure = None;
         let mut order = 0;
+        // The latest of each length, for `auto`.
+        let mut prefills: Vec<Prefill> = Vec::new();
         let (mut written, mut last_write) = self.write()?;
         reset_peak_rss();
         self.measure_link().await?;
@@ -142,12 +146,25 @@ impl Experiment<'_> {
                 ways.shuffle(&mut random);
                 for way in ways {
                     (self.observer)(&prompt.name, None);
-                    let outcome = self.request(way, &plan.request(prompt)).await;
+                    let tokens = prompt.tokens.len() as u32;
+                    let choice =
+                        (way == Way::Split(Transfer::Auto)).then(|| self.choose(&prefills, tokens));
+                    let outcome = self.request(way, choice, &plan.request(prompt)).await;
                     let repeat = if warmup { round } else { round - plan.warmup };
                     let mut sample = sample_of(way, plan, self.streams(), repeat, warmup, order);
+                    sample.choice = choice;
                     order += 1;
                     match outcome {
-                        Ok(outcome) => fill(&mut sample, outcome),
+                        Ok(outcome) => {
+                            if let Some(memory) = outcome.decode_memory {
+                                self.record.decode_memory = Some(memory.into());
+                            }
+                            fill(&mut sample, outcome);
+                            if let Some(prefill) = Prefill::of(&sample, tokens, self.cut(layout)) {
+                                prefills.retain(|p| p.tokens != tokens);
+                                prefills.push(prefill);
+                            }
+                        }
                         Err(error) => {
                             sample.error = Some(format!("{error:#}"));
                             first_failure.get_or_insert(error);
@@ -171,6 +188,7 @@ impl Experiment<'_> {
             }
         }
         self.record.memory.peak_bytes = process_peak_rss_bytes();
+        self.record.memory.cache_bytes = self.node.pool.held_bytes() as u64;
         match first_failure {
             Some(error) => Err(error.context("at least one request failed")),
             None => Ok(()),
@@ -212,7 +230,30 @@ impl Experiment<'_> {
         Ok(())
     }
 
-    async fn request(&mut self, way: Way, request: &Request) -> anyhow::Result<Outcome> {
+    /// What `auto` picks for a prompt of `tokens`.
+    fn choose(&self, prefills: &[Prefill], tokens: u32) -> Choice {
+        let link = self.record.link.as_ref();
+        let fit = link.and_then(|link| link.fit.as_ref());
+        let round_trip_ns = link.and_then(|link| link.min_round_trip_ns()).unwrap_or(0);
+        exposure::choose(fit, round_trip_ns, prefills, tokens)
+    }
+
+    /// How caches are cut on this connection.
+    fn cut(&self, layout: KvLayout) -> Cut {
+        let connection = self.remote.as_ref().and_then(|r| r.connection.as_ref());
+        let theirs = connection.map(|c| c.peer().limits.max_piece_bytes);
+        Cut {
+            row_bytes: layout.row_bytes() as u64,
+            piece_bytes: theirs.unwrap_or(MAX_PIECE_BYTES).min(MAX_PIECE_BYTES),
+        }
+    }
+
+    async fn request(
+        &mut self,
+        way: Way,
+        choice: Option<Choice>,
+        request: &Request,
+    ) -> anyhow::Result<Outcome> {
         if way == Way::SingleHere {
             return single(self.node, request).await;
         }
@@ -225,7 +266,13 @@ impl Experiment<'_> {
             None => Connection::open(remote.peer, remote.introduction).await?,
         };
         let outcome = match way {
-            Way::Split(transfer) => connection.split(self.node, request, transfer).await?,
+            Way::Split(transfer) => {
+                let departure = match choice.map_or(transfer, |choice| choice.picked) {
+                    Transfer::Bulk => Departure::AfterPrefill,
+                    Transfer::Layered | Transfer::Auto => Departure::BehindPrefill,
+                };
+                connection.split(self.node, request, departure).await?
+            }
             _ => connection.whole(self.node, request).await?,
         };
         // A connection is kept only behind a request that ended well: after any other it may be
@@ -285,6 +332,8 @@ fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, ord
         arm,
         node,
         transfer,
+        choice: None,
+        idle_before_ns: None,
         kv_dtype: plan.kv_dtype.into(),
         wire_dtype: transfer.map(|_| plan.kv_dtype.into()),
         streams: transfer.map_or(0, |_| streams),
@@ -303,6 +352,7 @@ fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, ord
 fn fill(sample: &mut Sample, outcome: Outcome) {
     sample.wire_payload_bytes = outcome.wire_payload_bytes;
     sample.wire_framing_bytes = outcome.wire_framing_bytes;
+    sample.idle_before_ns = outcome.idle_before_ns;
     sample.output = Some(outcome.output);
     sample.events = outcome.events;
 }

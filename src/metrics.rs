@@ -4,6 +4,7 @@
 //! after every case; reporting only reads it. Times are integers in ns on the clock of one node,
 //! sizes integers in bytes; every other number is derived in [`figures`], on read.
 
+pub mod clock;
 pub mod figures;
 pub mod summary;
 
@@ -37,6 +38,9 @@ pub struct Record {
     pub link: Option<LinkRecord>,
     /// Resident memory of the prefill node.
     pub memory: Memory,
+    /// Resident memory of the decode node; null where there is none or it served no request.
+    #[serde(default)]
+    pub decode_memory: Option<Memory>,
     /// The earlier baseline that this run is compared with; null where there is none.
     pub baseline: Option<BaselineUse>,
     /// One entry a prompt.
@@ -50,6 +54,19 @@ pub struct Memory {
     pub loaded_bytes: Option<u64>,
     /// The most since then.
     pub peak_bytes: Option<u64>,
+    /// KV caches that the process keeps, used or not, as far as it had to grow.
+    #[serde(default)]
+    pub cache_bytes: u64,
+}
+
+impl From<crate::wire::message::NodeMemory> for Memory {
+    fn from(memory: crate::wire::message::NodeMemory) -> Self {
+        Self {
+            loaded_bytes: memory.loaded_bytes,
+            peak_bytes: memory.peak_bytes,
+            cache_bytes: memory.cache_bytes,
+        }
+    }
 }
 
 /// An earlier baseline next to this run.
@@ -196,6 +213,8 @@ pub struct LinkRecord {
     pub tcp_info_after: Option<TcpInfo>,
     /// Round trips of an empty message, in the order taken.
     pub round_trips_ns: Vec<u64>,
+    #[serde(default)]
+    pub fit: Option<crate::link::Fit>,
 }
 
 impl LinkRecord {
@@ -274,6 +293,8 @@ pub enum Transfer {
     Bulk,
     /// Each layer of each prefill chunk as soon as its K and V exist, behind the layers after it.
     Layered,
+    /// Of these two the one that is predicted to expose less, for every request anew.
+    Auto,
 }
 
 impl std::fmt::Display for Transfer {
@@ -281,6 +302,7 @@ impl std::fmt::Display for Transfer {
         f.write_str(match self {
             Self::Bulk => "bulk",
             Self::Layered => "layered",
+            Self::Auto => "auto",
         })
     }
 }
@@ -298,8 +320,15 @@ pub struct Sample {
     pub kv_dtype: KvDtype,
     /// Element type on the wire; null in the single arm.
     pub wire_dtype: Option<KvDtype>,
+    /// What `auto` picked and why; null in every other arm.
+    #[serde(default)]
+    pub choice: Option<Choice>,
     /// TCP connections that carried pieces; 0 in the single arm.
     pub streams: u32,
+    /// Time from the end of the cache before this one on the same connections until this one's
+    /// first piece; null where it was their first, and where no cache was sent.
+    #[serde(default)]
+    pub idle_before_ns: Option<u64>,
     /// Prefill chunk; null for the whole prompt at once.
     pub chunk_tokens: Option<u32>,
     /// Not part of any figure.
@@ -318,6 +347,20 @@ pub struct Sample {
     pub events: Vec<Event>,
     /// Why it failed, or null.
     pub error: Option<String>,
+}
+
+/// What `auto` picked for one request.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// [`Transfer::Bulk`] or [`Transfer::Layered`].
+    pub picked: Transfer,
+    /// Transfer that the request was predicted to wait for, had it been picked; null where no
+    /// prefill had been measured before or the link could not be fitted.
+    pub bulk_exposed_ns: Option<u64>,
+    /// The same of the other one.
+    pub layered_exposed_ns: Option<u64>,
+    /// Length of the prompt whose measured prefill this rests on.
+    pub measured_prompt_tokens: Option<u32>,
 }
 
 /// The answer of one request and what proves it.

@@ -11,6 +11,8 @@ pub mod prefill;
 pub mod reception;
 mod sending;
 
+pub use sending::Departure;
+
 use crate::environment::Environment;
 use crate::model::engine::Engine;
 use crate::model::kv_cache::KvDtype;

@@ -210,7 +210,9 @@ pub fn record(
         memory: Memory {
             loaded_bytes: process_rss_bytes(),
             peak_bytes: None,
+            cache_bytes: 0,
         },
+        decode_memory: None,
         baseline: None,
         cases: Vec::new(),
     }

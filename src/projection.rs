@@ -4,6 +4,8 @@
 //! come from published tables, as ranges; they are not fitted on the link that was measured. So
 //! every number from here is a projection, has a low and a high end, and is labelled as such.
 
+pub mod exposure;
+
 use std::fmt;
 
 use anyhow::Context;

@@ -3,6 +3,7 @@
 //! Figures are `metrics`' business; tables and charts are `report`'s.
 
 use crate::environment::{Environment, NetworkInterface};
+use crate::metrics::clock::ClockOffset;
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, Case, Record, Status};
 use crate::report::number::{count, one_line, significant};
@@ -208,6 +209,8 @@ pub fn alarms(record: &Record) -> Vec<String> {
         too_few_samples(&cases),
         unexplained_residual(record, &cases),
         implausible_rate(record, &cases),
+        contradicting_clocks(record),
+        cold_connections(&cases),
         shared_cores(record),
     ]
     .into_iter()
@@ -328,6 +331,29 @@ fn physical_gbps(interfaces: &[NetworkInterface]) -> Option<f64> {
     let speeds: Option<Vec<u64>> = cards.map(|card| card.speed_mbps).collect();
     let mbps: u64 = speeds?.iter().sum();
     (mbps > 0).then_some(mbps as f64 / 1e3)
+}
+
+fn contradicting_clocks(record: &Record) -> Option<String> {
+    let samples = || record.cases.iter().flat_map(|c| &c.samples);
+    let worst = (samples().filter_map(ClockOffset::of).map(|c| c.error_ns)).min()?;
+    (worst < 0).then(|| {
+        format!(
+            "messages of one request contradict each other by {} us on the two nodes' clocks: a clock was stepped or drifts, do not compare times across nodes",
+            significant(-worst as f64 / 1e3, 3),
+        )
+    })
+}
+
+fn cold_connections(cases: &[SummaryCase]) -> Option<String> {
+    let connections = || arms(cases).filter_map(|(_, a)| a.connections);
+    let cold: usize = connections().map(|c| c.cold).sum();
+    let all: usize = connections().map(|c| c.cold + c.warm + c.after_idle).sum();
+    (cold > 0).then(|| {
+        format!(
+            "{cold} of {} were the first on their connection, which starts slowly: use --warmup 1 or more, and see whether requests failed before them",
+            count(all, "transfer"),
+        )
+    })
 }
 
 fn shared_cores(record: &Record) -> Option<String> {

@@ -6,6 +6,7 @@ mod tiny_model;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::quantized::gguf_file::Value;
+use disagg_bench::metrics::clock::ClockOffset;
 use disagg_bench::metrics::{Agreement, Arm, Event, EventName, Record, Sample, Status, Transfer};
 use disagg_bench::wire::Kind;
 use tiny_model::proxy::DamagingProxy;
@@ -173,6 +174,62 @@ fn three_connections_and_both_transfers_give_the_answers_of_one_node() {
                 assert_eq!(arms, wanted);
             }
         }
+    }
+}
+
+#[test]
+fn auto_picks_per_request_and_says_why() {
+    let place = workplace();
+    let mut arguments = vec!["split", "--transfer", "auto,bulk", "--out", "auto"];
+    arguments.extend(GRID);
+    let ended = place.run(&arguments).exits(0);
+    let record = place.record("auto");
+    assert_eq!(record.outputs(), Some(Agreement::Identical));
+    assert!(record.link.as_ref().unwrap().fit.is_some());
+    for (_, sample) in splits(&record) {
+        assert_eq!(
+            sample.choice.is_some(),
+            sample.transfer == Some(Transfer::Auto)
+        );
+        let Some(choice) = sample.choice else {
+            continue;
+        };
+        let offered = all(sample, EventName::PieceOffered);
+        let first = offered.map(|e| e.t_ns).min().unwrap();
+        let after = first >= moment(sample, EventName::PrefillEnd);
+        match choice.picked {
+            Transfer::Bulk => assert!(after, "picked bulk and sent before the end"),
+            other => assert_eq!(other, Transfer::Layered),
+        }
+        // Whatever ran first, a warm-up round has measured a prefill before any that counts.
+        assert!(sample.warmup || choice.bulk_exposed_ns >= choice.layered_exposed_ns);
+        assert!(sample.warmup || choice.measured_prompt_tokens.is_some());
+    }
+    for case in &place.summary("auto").cases {
+        let arms = case.arms.iter().filter(|a| a.arm == Arm::Split);
+        for arm in arms {
+            let counted = arm.auto.map(|auto| auto.bulk + auto.layered);
+            assert_eq!(counted, (arm.transfer == Some(Transfer::Auto)).then_some(2));
+            assert_eq!(arm.connections.unwrap().cold, 0);
+        }
+    }
+    assert!(ended.stdout.contains("auto at 2500 tokens"), "{ended}");
+}
+
+#[test]
+fn the_nodes_clocks_are_bounded_by_their_messages() {
+    let place = workplace();
+    let mut arguments = vec!["split", "--transfer", "bulk,layered", "--out", "clocks"];
+    arguments.extend(GRID);
+    place.run(&arguments).exits(0);
+    for (_, sample) in splits(&place.record("clocks")) {
+        // On one machine both read the same clock, so the bounds cannot contradict each other,
+        // and the decode node's zero is after the request's start.
+        let offset = ClockOffset::of(sample).unwrap();
+        assert!(offset.error_ns >= 0, "{offset:?}");
+        assert!(offset.offset_ns + offset.error_ns >= 0, "{offset:?}");
+        let e2e_ns = moment(sample, EventName::RequestEnd);
+        assert!(offset.error_ns < e2e_ns as i64, "{offset:?}");
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::ServeDecodeArgs;
-use crate::environment::Environment;
+use crate::environment::{Environment, process_rss_bytes, reset_peak_rss};
 use crate::failure::Failure;
 use crate::local_peer::LISTENING;
 use crate::model::cache_pool::CachePool;
@@ -51,9 +51,13 @@ pub fn run(
         }
     };
     let printer = engine.clone();
+    let compute = engine.map(Compute::start).transpose()?;
+    // What loading took for a while is not part of serving.
+    reset_peak_rss();
     let node = Arc::new(DecodeNode {
         introduction,
-        compute: engine.map(Compute::start).transpose()?,
+        compute,
+        loaded_bytes: process_rss_bytes(),
         pool: CachePool::new(node::cache_limit_bytes(&environment)),
         token,
         congestion_control: args.socket.congestion_control.clone(),

@@ -142,6 +142,7 @@ pub(super) async fn connect<'a>(
         tcp_info_before: connection.tcp_info(),
         tcp_info_after: None,
         round_trips_ns: Vec::new(),
+        fit: None,
     });
     Ok(Remote {
         peer,

@@ -2,6 +2,8 @@
 //!
 //! What is undefined is `None`: a one-token answer has no second token, the single arm no transfer.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Arm, Event, EventName, Node, Sample};
 
 /// Figures of one request. Client-side times are on the prefill node's clock.
@@ -45,6 +47,36 @@ pub struct Figures {
     pub effective_gbps: Option<f64>,
     /// KV payload bits / prefill: the rate that a link needs so that prefill never waits.
     pub kv_demand_gbps: Option<f64>,
+}
+
+/// Idle time after which Linux starts a connection slowly again: its shortest retransmission
+/// time-out (`tcp_slow_start_after_idle`).
+const SLOW_AGAIN_AFTER_NS: u64 = 200_000_000;
+
+/// In what state the connections were when a cache was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectionState {
+    /// They had carried no cache before.
+    Cold,
+    /// They had carried one less than 200 ms before.
+    Warm,
+    /// The one before was longer ago.
+    AfterIdle,
+}
+
+impl ConnectionState {
+    /// Of a request that sent a cache.
+    pub fn of(sample: &Sample) -> Option<Self> {
+        if sample.wire_payload_bytes == 0 {
+            return None;
+        }
+        Some(match sample.idle_before_ns {
+            None => Self::Cold,
+            Some(idle_ns) if idle_ns < SLOW_AGAIN_AFTER_NS => Self::Warm,
+            Some(_) => Self::AfterIdle,
+        })
+    }
 }
 
 /// Decimal gigabits per second; bits per nanosecond are the same number.
@@ -224,6 +256,8 @@ mod tests {
             arm,
             node: Node::Decode,
             transfer: Some(Transfer::Bulk),
+            choice: None,
+            idle_before_ns: None,
             kv_dtype: KvDtype::F16,
             wire_dtype: Some(KvDtype::F16),
             streams: 1,

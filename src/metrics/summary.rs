@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::figures::Figures;
-use super::{Agreement, Arm, Case, Node, Record, SCHEMA_VERSION, Sample, Status, Transfer};
+use super::figures::{ConnectionState, Figures};
+use super::{Agreement, Arm, Case, Choice, Node, Record, SCHEMA_VERSION, Sample, Status, Transfer};
 use crate::stats::Figure;
 use crate::wire::message::KvDtype;
 
@@ -96,6 +96,12 @@ pub struct SummaryArm {
     pub streams: u32,
     /// KV bytes sent by one request.
     pub wire_bytes: u64,
+    /// What `auto` picked; null in every other arm.
+    #[serde(default)]
+    pub auto: Option<SummaryAuto>,
+    /// Requests by the state that their connections were in; null where no cache was sent.
+    #[serde(default)]
+    pub connections: Option<SummaryConnections>,
     /// Request start to first token.
     pub ttft_ms: Option<Figure>,
     /// Request start to second token.
@@ -130,6 +136,62 @@ pub struct SummaryArm {
     pub effective_gbps: Option<Figure>,
     /// Link rate at which prefill would never wait.
     pub kv_demand_gbps: Option<Figure>,
+}
+
+/// What `auto` picked over the requests of an arm.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct SummaryAuto {
+    /// Requests sent in bulk.
+    pub bulk: usize,
+    /// Requests sent layer by layer.
+    pub layered: usize,
+    /// Predicted exposed transfer in bulk; null where nothing could be predicted.
+    pub bulk_exposed_ms: Option<Figure>,
+    /// The same layer by layer.
+    pub layered_exposed_ms: Option<Figure>,
+}
+
+/// Requests by the state that their connections were in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SummaryConnections {
+    /// They had carried no cache before.
+    pub cold: usize,
+    /// They had carried one less than 200 ms before.
+    pub warm: usize,
+    /// The one before was longer ago.
+    pub after_idle: usize,
+}
+
+impl SummaryAuto {
+    fn of(samples: &[&Sample]) -> Option<Self> {
+        let choices: Vec<Choice> = samples.iter().filter_map(|s| s.choice).collect();
+        let picked = |transfer| choices.iter().filter(|c| c.picked == transfer).count();
+        let predicted = |of: fn(&Choice) -> Option<u64>| {
+            let ms = choices.iter().filter_map(of).map(|ns| ns as f64 / 1e6);
+            Figure::of(&ms.collect::<Vec<f64>>())
+        };
+        (!choices.is_empty()).then(|| Self {
+            bulk: picked(Transfer::Bulk),
+            layered: picked(Transfer::Layered),
+            bulk_exposed_ms: predicted(|c| c.bulk_exposed_ns),
+            layered_exposed_ms: predicted(|c| c.layered_exposed_ns),
+        })
+    }
+}
+
+impl SummaryConnections {
+    fn of(samples: &[&Sample]) -> Option<Self> {
+        let states = samples.iter().filter_map(|s| ConnectionState::of(s));
+        let mut counted = Self::default();
+        for state in states {
+            *match state {
+                ConnectionState::Cold => &mut counted.cold,
+                ConnectionState::Warm => &mut counted.warm,
+                ConnectionState::AfterIdle => &mut counted.after_idle,
+            } += 1;
+        }
+        (counted != Self::default()).then_some(counted)
+    }
 }
 
 impl Summary {
@@ -227,6 +289,8 @@ impl SummaryArm {
             wire_dtype: first.wire_dtype,
             streams: first.streams,
             wire_bytes: first.wire_payload_bytes,
+            auto: SummaryAuto::of(samples),
+            connections: SummaryConnections::of(samples),
             ttft_ms: ms(&|f| f.ttft_ns),
             ttst_ms: ms(&|f| f.ttst_ns),
             tpot_ms: of(&|f| f.tpot_ns.map(|ns| ns / 1e6)),

@@ -38,6 +38,12 @@ struct State {
     in_use_bytes: usize,
 }
 
+impl State {
+    fn free_bytes(&self) -> usize {
+        self.free.iter().map(KvCache::memory_bytes).sum()
+    }
+}
+
 impl CachePool {
     /// A pool whose caches, in use and free, take at most `limit_bytes`.
     pub fn new(limit_bytes: usize) -> Arc<Self> {
@@ -64,9 +70,7 @@ impl CachePool {
         let cache = match state.free.iter().position(fits) {
             Some(i) => state.free.swap_remove(i),
             None => {
-                let free_bytes =
-                    |s: &State| s.free.iter().map(KvCache::memory_bytes).sum::<usize>();
-                while state.in_use_bytes + free_bytes(&state) + bytes > self.limit_bytes {
+                while state.in_use_bytes + state.free_bytes() + bytes > self.limit_bytes {
                     state.free.pop();
                 }
                 KvCache::new(layout, capacity)
@@ -77,6 +81,12 @@ impl CachePool {
             cache: Some(cache),
             pool: Arc::clone(self),
         })
+    }
+
+    /// Bytes of all caches, in use and free.
+    pub fn held_bytes(&self) -> usize {
+        let state = self.state();
+        state.in_use_bytes + state.free_bytes()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -25,14 +25,15 @@ use self::answer::Answer;
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
 use super::reception::{Reception, Sessions, SharedSession};
+use crate::environment::process_peak_rss_bytes;
 use crate::metrics::{Event, EventName, Node};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::engine::Engine;
 use crate::model::kv_cache::KvLayout;
 use crate::wire::handshake::refuse;
 use crate::wire::message::{
-    self, Admit, Failed, Introduction, Join, Open, OpenRole, Probe, Refuse, RefuseCode, Start,
-    TokenMessage,
+    self, Admit, Failed, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Refuse, RefuseCode,
+    Start, TokenMessage,
 };
 use crate::wire::{
     FrameReader, FrameWriter, Header, Kind, Session, Token, WireError, respond, socket,
@@ -44,6 +45,8 @@ pub struct DecodeNode {
     pub compute: Option<Compute>,
     /// Memory for requests.
     pub pool: Arc<CachePool>,
+    /// Resident memory when it was ready to serve.
+    pub loaded_bytes: Option<u64>,
     /// What the node says of itself.
     pub introduction: Introduction,
     /// Demanded of peers, if set.
@@ -56,6 +59,16 @@ pub struct DecodeNode {
     pub observer: Box<dyn Fn(Served) + Send + Sync>,
     /// What further connections can join.
     pub sessions: Sessions,
+}
+
+impl DecodeNode {
+    fn memory(&self) -> NodeMemory {
+        NodeMemory {
+            loaded_bytes: self.loaded_bytes,
+            peak_bytes: process_peak_rss_bytes(),
+            cache_bytes: self.pool.held_bytes() as u64,
+        }
+    }
 }
 
 /// Something that a decode node did.
@@ -279,10 +292,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             capacity_tokens: cache.capacity_tokens() as u32,
             waiting_ahead: compute.waiting(),
         };
+        // Noted before it leaves, so that it bounds the peer's clock.
+        let mut events = vec![clock.event(EventName::Admitted)];
         (self.writer)
             .write_control(Kind::Admit, session, number, &admit)
             .await?;
-        let mut events = vec![clock.event(EventName::Admitted)];
         let outcome = async {
             let mut first_token = None;
             if let Some(reception) = reception {
@@ -473,7 +487,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             Err(_) => return Err(Abort::Failed("the compute thread failed".into())),
         };
         let digest = first_token.map(|_| digest.to_hex()[..32].to_string());
-        let done = served.done(finish, &proofs, digest);
+        let done = served.done(finish, &proofs, digest, self.node.memory());
         (self.writer)
             .write_control(Kind::Done, self.session.id, number, &done)
             .await?;

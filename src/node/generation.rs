@@ -2,7 +2,7 @@
 //! an event for everything, and proofs of all tokens taken after the last one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::metrics::{Event, EventName, Finish, Node, StepProof};
 use crate::model::decoder::LayerDone;
@@ -64,6 +64,11 @@ impl Clock {
             stream: None,
             t_ns: u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// The moment that this clock calls `t_ns`.
+    pub fn moment(&self, t_ns: u64) -> Instant {
+        self.zero + Duration::from_nanos(t_ns)
     }
 
     /// An event that belongs to the token or step `index`.

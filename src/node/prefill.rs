@@ -11,10 +11,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
-use super::sending::{Progress, Sender, exchange, receive, silence};
-use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof, Transfer};
+use super::sending::{Departure, Progress, Sender, exchange, receive, silence};
+use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
-use crate::wire::message::{Admit, Done, Introduction, Join, Open, OpenRole, Probe, StepRecord};
+use crate::wire::message::{
+    Admit, Done, Introduction, Join, NodeMemory, Open, OpenRole, Probe, StepRecord,
+};
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
 use crate::wire::{FrameReader, FrameWriter, Kind, Session, Token, WireBytes, WireError, initiate};
 
@@ -60,6 +62,11 @@ pub struct Outcome {
     pub wire_payload_bytes: u64,
     /// Headers and control messages sent.
     pub wire_framing_bytes: u64,
+    /// Time that the connections had carried no cache before this one; `None` where they never
+    /// had, or where no cache was sent.
+    pub idle_before_ns: Option<u64>,
+    /// Memory of the decode node, where it took part.
+    pub decode_memory: Option<NodeMemory>,
 }
 
 /// An open session with a decode node.
@@ -71,6 +78,8 @@ pub struct Connection {
     session: Session,
     facts: SocketFacts,
     next_request: u64,
+    /// When the last cache that they carried was acknowledged.
+    last_transfer: Option<Instant>,
 }
 
 /// A further connection of a session.
@@ -104,6 +113,7 @@ impl Connection {
             session,
             facts,
             next_request: 1,
+            last_transfer: None,
         })
     }
 
@@ -153,7 +163,7 @@ impl Connection {
         &mut self,
         node: &PrefillNode,
         request: &Request,
-        transfer: Transfer,
+        departure: Departure,
     ) -> anyhow::Result<Outcome> {
         let layout = node.compute.engine().shape().kv_layout(request.kv_dtype);
         let cache = Arc::new(node.pool.take(layout, request.prompt.len())?);
@@ -165,7 +175,7 @@ impl Connection {
             // Nothing is left for the decode node to do, so no cache is sent.
             1 => first_token_alone(node, request, emissions, &mut events).await,
             _ => {
-                self.answer(request, transfer, &cache, clock, emissions, &mut events)
+                self.answer(request, departure, &cache, clock, emissions, &mut events)
                     .await
             }
         };
@@ -173,6 +183,7 @@ impl Connection {
         let proofs = prefilled.await.context("the compute thread failed")?;
         let (answer, proofs) = (answered?, proofs?);
         let sent = self.sent().since(before);
+        let idle_before_ns = self.note_transfer(clock, &events);
         let sent_cache_digest = match answer.cache_digest {
             Some(_) => Some(cache.digest(request.prompt.len())?.to_hex()[..32].to_string()),
             None => None,
@@ -186,7 +197,11 @@ impl Connection {
             sent_cache_digest,
             landed_cache_digest: answer.cache_digest,
         };
-        Ok(Outcome::new(output, events, sent))
+        Ok(Outcome {
+            idle_before_ns,
+            decode_memory: answer.memory,
+            ..Outcome::new(output, events, sent)
+        })
     }
 
     /// Runs one request wholly on the decode node; its times include the way there and back.
@@ -224,7 +239,26 @@ impl Connection {
             sent_cache_digest: None,
             landed_cache_digest: None,
         };
-        Ok(Outcome::new(output, events, self.sent().since(before)))
+        Ok(Outcome {
+            decode_memory: answer.memory,
+            ..Outcome::new(output, events, self.sent().since(before))
+        })
+    }
+
+    /// Remembers when the cache of a request was through, and tells how long the connections had
+    /// carried none before it.
+    fn note_transfer(&mut self, clock: Clock, events: &[Event]) -> Option<u64> {
+        let times = |name| {
+            events
+                .iter()
+                .filter(move |e| e.name == name)
+                .map(|e| e.t_ns)
+        };
+        let first_ns = times(EventName::PieceOffered).min()?;
+        let last_ns = times(EventName::PieceAcknowledged).max()?;
+        let earlier = self.last_transfer.replace(clock.moment(last_ns))?;
+        let idle = clock.moment(first_ns).saturating_duration_since(earlier);
+        Some(idle.as_nanos() as u64)
     }
 
     /// Sends a made-up cache and waits until all of it has landed; gives the events of both nodes
@@ -264,6 +298,7 @@ impl Connection {
         let mut events = sender.events.into_inner();
         events.append(&mut received);
         events.extend(done.events.into_iter().filter_map(from_wire));
+        self.note_transfer(clock, &events);
         Ok((events, self.sent().since(before)))
     }
 
@@ -305,7 +340,7 @@ impl Connection {
     async fn answer(
         &mut self,
         request: &Request,
-        transfer: Transfer,
+        departure: Departure,
         cache: &Arc<Pooled>,
         clock: Clock,
         emissions: UnboundedReceiver<Emission>,
@@ -326,7 +361,7 @@ impl Connection {
             clock,
             &progress,
         );
-        let feed = sender.feed(request, transfer, emissions);
+        let feed = sender.feed(request, departure, emissions);
         let (done, mut received, mut tokens) = exchange(
             &sender,
             &mut self.reader,
@@ -359,6 +394,8 @@ impl Outcome {
             events,
             wire_payload_bytes: sent.payload_bytes,
             wire_framing_bytes: sent.framing_bytes + sent.control_bytes,
+            idle_before_ns: None,
+            decode_memory: None,
         }
     }
 }
@@ -478,6 +515,7 @@ async fn first_token_alone(
         steps: Vec::new(),
         remote_events: Vec::new(),
         cache_digest: None,
+        memory: None,
     })
 }
 
@@ -488,6 +526,7 @@ struct RemoteAnswer {
     steps: Vec<StepProof>,
     remote_events: Vec<Event>,
     cache_digest: Option<String>,
+    memory: Option<NodeMemory>,
 }
 
 impl RemoteAnswer {
@@ -510,6 +549,7 @@ impl RemoteAnswer {
             steps: done.steps.into_iter().map(proof).collect(),
             remote_events: done.events.into_iter().filter_map(from_wire).collect(),
             cache_digest: done.cache_digest,
+            memory: done.memory,
         })
     }
 }

@@ -16,12 +16,21 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::generation::{Clock, Emission, Request};
 use super::prefill::Joined;
-use crate::metrics::{Event, EventName, Transfer};
+use crate::metrics::{Event, EventName};
 use crate::model::cache_pool::Pooled;
 use crate::wire::message::{Done, Start, TokenMessage};
 use crate::wire::{
     FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, PieceHeader, WireError,
 };
+
+/// When the parts of a cache leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// All of them once the first token is known.
+    AfterPrefill,
+    /// Each layer of each chunk once it is computed.
+    BehindPrefill,
+}
 
 /// How far sending is, for the receiver's patience.
 #[derive(Debug)]
@@ -161,20 +170,20 @@ impl<'a> Sender<'a> {
     pub(super) async fn feed(
         &self,
         request: &Request,
-        transfer: Transfer,
+        departure: Departure,
         mut emissions: UnboundedReceiver<Emission>,
     ) -> anyhow::Result<()> {
         while let Some(emission) = emissions.recv().await {
             match emission {
                 Emission::Event(event) => self.events.borrow_mut().push(event),
-                Emission::LayerDone(done) => match transfer {
-                    Transfer::Bulk => {}
-                    Transfer::Layered => self.enqueue(done.layer, done.tokens),
+                Emission::LayerDone(done) => match departure {
+                    Departure::AfterPrefill => {}
+                    Departure::BehindPrefill => self.enqueue(done.layer, done.tokens),
                 },
                 Emission::Token { token, .. } => {
                     self.first_token.set(Some(token));
                     self.queue.start(token);
-                    if transfer == Transfer::Bulk {
+                    if departure == Departure::AfterPrefill {
                         for layer in 0..self.cache.layout().n_layers {
                             self.enqueue(layer, 0..request.prompt.len());
                         }

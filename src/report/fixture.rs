@@ -74,6 +74,8 @@ pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: T
         arm,
         node: decode_clock,
         transfer: split.then_some(Transfer::Bulk),
+        choice: None,
+        idle_before_ns: split.then_some(1_000_000_000),
         kv_dtype: KvDtype::F16,
         wire_dtype: split.then_some(KvDtype::F16),
         streams: split.into(),
@@ -185,6 +187,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             load_ns: 1_000_000_000,
         },
         memory: crate::metrics::Memory::default(),
+        decode_memory: None,
         baseline: None,
         link: Some(LinkRecord {
             transport: "tcp".into(),
@@ -202,6 +205,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             tcp_info_before: None,
             tcp_info_after: None,
             round_trips_ns: Vec::new(),
+            fit: None,
         }),
         cases,
     }

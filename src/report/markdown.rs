@@ -3,10 +3,10 @@
 use super::charts::Chart;
 use super::charts::savings::{of_longest, range};
 use super::number::{one_line, significant};
-use super::tables::{cell, markdown_table};
+use super::tables::{auto_notes, cell, markdown_table};
 use crate::environment::Environment;
-use crate::metrics::Record;
 use crate::metrics::summary::Summary;
+use crate::metrics::{Memory, Record};
 use crate::projection;
 
 /// Characters of one value that are shown.
@@ -23,7 +23,9 @@ pub(super) fn report(record: &Record, summary: &Summary, charts: &[Chart]) -> St
             alarms.collect::<String>()
         );
     }
-    text += &section("Figures", &markdown_table(summary));
+    let mut figures = markdown_table(summary);
+    figures.extend(auto_notes(summary).iter().map(|note| format!("\n{note}\n")));
+    text += &section("Figures", &figures);
     text += &section("Checks", &checks(record));
     text += &section("Failed requests", &failures(summary));
     for chart in charts {
@@ -156,7 +158,32 @@ fn run(record: &Record) -> Vec<[String; 2]> {
             or_unknown(round_trip.map(|us| us + " µs")),
         ]);
     }
+    let nodes = [
+        ("prefill", Some(record.memory)),
+        ("decode", record.decode_memory),
+    ];
+    for (node, memory) in nodes {
+        rows.extend(
+            memory
+                .and_then(memory_text)
+                .map(|text| [format!("memory, {node} node"), text]),
+        );
+    }
     rows
+}
+
+/// Resident memory against what has to be in it.
+fn memory_text(memory: Memory) -> Option<String> {
+    let (loaded, peak) = memory.loaded_bytes.zip(memory.peak_bytes)?;
+    let mib = |bytes: u64| significant(bytes as f64 / f64::from(1 << 20), 4);
+    let needed = loaded + memory.cache_bytes;
+    Some(format!(
+        "{} MiB loaded, {} MiB of KV caches, {} MiB at most ({:.2} of both)",
+        mib(loaded),
+        mib(memory.cache_bytes),
+        mib(peak),
+        peak as f64 / needed as f64,
+    ))
 }
 
 fn configuration(record: &Record) -> String {

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::metrics::figures::Figures;
+use crate::metrics::clock::ClockOffset;
+use crate::metrics::figures::{ConnectionState, Figures};
 use crate::metrics::{Arm, Case, Node, Record, Sample, Transfer};
 use crate::wire::message::KvDtype;
 
@@ -15,6 +16,7 @@ struct Row<'a> {
     arm: Arm,
     node: Node,
     transfer: Option<Transfer>,
+    picked: Option<Transfer>,
     kv_dtype: KvDtype,
     streams: u32,
     warmup: bool,
@@ -34,6 +36,11 @@ struct Row<'a> {
     hidden_transfer_ms: Option<f64>,
     handoff_ms: Option<f64>,
     residual_ms: Option<f64>,
+    predicted_bulk_exposed_ms: Option<f64>,
+    predicted_layered_exposed_ms: Option<f64>,
+    connection: Option<ConnectionState>,
+    decode_clock_offset_ms: Option<f64>,
+    decode_clock_error_ms: Option<f64>,
     transfer_overhead_pct: Option<f64>,
     effective_gbps: Option<f64>,
     error: Option<&'a str>,
@@ -43,6 +50,7 @@ impl<'a> Row<'a> {
     fn of(case: &'a Case, sample: &'a Sample, round_trip_ns: Option<u64>) -> Self {
         let figures = Figures::of(sample, round_trip_ns);
         let ms = |ns: Option<u64>| ns.map(|ns| ns as f64 / 1e6);
+        let clock = ClockOffset::of(sample);
         Self {
             prompt: &case.prompt,
             prompt_tokens: case.prompt_tokens,
@@ -50,6 +58,7 @@ impl<'a> Row<'a> {
             arm: sample.arm,
             node: sample.node,
             transfer: sample.transfer,
+            picked: sample.choice.map(|c| c.picked),
             kv_dtype: sample.kv_dtype,
             streams: sample.streams,
             warmup: sample.warmup,
@@ -69,6 +78,11 @@ impl<'a> Row<'a> {
             hidden_transfer_ms: ms(figures.hidden_transfer_ns),
             handoff_ms: ms(figures.handoff_ns),
             residual_ms: figures.residual_ns.map(|ns| ns as f64 / 1e6),
+            predicted_bulk_exposed_ms: ms(sample.choice.and_then(|c| c.bulk_exposed_ns)),
+            predicted_layered_exposed_ms: ms(sample.choice.and_then(|c| c.layered_exposed_ns)),
+            connection: ConnectionState::of(sample),
+            decode_clock_offset_ms: clock.map(|c| c.offset_ns as f64 / 1e6),
+            decode_clock_error_ms: clock.map(|c| c.error_ns as f64 / 1e6),
             transfer_overhead_pct: figures.transfer_overhead_pct,
             effective_gbps: figures.effective_gbps,
             error: sample.error.as_deref(),

@@ -78,6 +78,7 @@ pub fn comparison_table(summary: &Summary, width: usize) -> String {
     };
     let mut notes = vec![samples_note(summary) + "; ±: half of max - min"];
     notes.extend(checks_note(summary));
+    notes.extend(auto_notes(summary));
     notes.extend(failures(summary));
     let notes: Vec<String> = notes.iter().flat_map(|note| wrapped(note, width)).collect();
     format!("{table}\n{}\n", notes.join("\n"))
@@ -246,6 +247,31 @@ fn checks_note(summary: &Summary) -> Option<String> {
             count(summary.cases.len(), "prompt")
         )
     })
+}
+
+/// What `auto` picked, and whether its prediction held.
+pub fn auto_notes(summary: &Summary) -> Vec<String> {
+    let arms = (summary.cases.iter()).flat_map(|c| c.arms.iter().map(move |a| (c, a)));
+    arms.filter_map(|(case, arm)| Some((case, arm, arm.auto?)))
+        .map(|(case, arm, auto)| {
+            let picked = match (auto.bulk, auto.layered) {
+                (bulk, 0) => format!("bulk in {bulk}"),
+                (0, layered) => format!("layered in {layered}"),
+                (bulk, layered) => format!("bulk in {bulk} and layered in {layered}"),
+            };
+            let ms = |figure: Option<Figure>| {
+                figure.map_or("unknown".to_owned(), |f| format!("{} ms", significant(f.median, 3)))
+            };
+            format!(
+                "auto at {} tokens: {picked} of {}; predicted to wait {} in bulk and {} layered, measured {}",
+                case.prompt_tokens,
+                count(auto.bulk + auto.layered, "request"),
+                ms(auto.bulk_exposed_ms),
+                ms(auto.layered_exposed_ms),
+                ms(arm.exposed_transfer_ms),
+            )
+        })
+        .collect()
 }
 
 fn failures(summary: &Summary) -> Vec<String> {

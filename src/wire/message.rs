@@ -361,9 +361,22 @@ pub struct Done {
     /// Digest of the cache as it landed, in hexadecimal.
     #[serde(default)]
     pub cache_digest: Option<String>,
-    /// Largest resident memory of the decode node so far, in bytes.
+    /// Memory of the decode node.
     #[serde(default)]
-    pub peak_rss_bytes: Option<u64>,
+    pub memory: Option<NodeMemory>,
+}
+
+/// Memory of a node's process, in bytes; none where its system does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeMemory {
+    /// Resident when it was ready to serve.
+    #[serde(default)]
+    pub loaded_bytes: Option<u64>,
+    /// Most that was resident since.
+    #[serde(default)]
+    pub peak_bytes: Option<u64>,
+    /// KV caches that it keeps, used or not.
+    pub cache_bytes: u64,
 }
 
 /// FAILED: an admitted request could not be finished.

@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 
 use super::ServedRequest;
-use crate::environment::process_peak_rss_bytes;
 use crate::metrics::{Event, EventName, Finish, StepProof};
 use crate::node::generation::Request;
-use crate::wire::message::{self, Done, StepRecord};
+use crate::wire::message::{self, Done, NodeMemory, StepRecord};
 
 /// What has been gathered of one answer.
 pub(super) struct Answer {
@@ -20,6 +19,7 @@ impl Answer {
         finish: Finish,
         proofs: &[StepProof],
         cache_digest: Option<String>,
+        memory: NodeMemory,
     ) -> Done {
         let step = |proof: &StepProof| StepRecord {
             digest: proof.digest.clone(),
@@ -34,7 +34,7 @@ impl Answer {
             },
             events: self.events.iter().map(to_wire).collect(),
             cache_digest,
-            peak_rss_bytes: process_peak_rss_bytes(),
+            memory: Some(memory),
         }
     }
 

@@ -55,7 +55,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                     events,
                     tokens: Vec::new(),
                 };
-                let done = answer.done(Finish::Length, &[], None);
+                let done = answer.done(Finish::Length, &[], None, self.node.memory());
                 (self.writer)
                     .write_control(Kind::Done, self.session.id, number, &done)
                     .await

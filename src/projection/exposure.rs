@@ -1,0 +1,242 @@
+//! How long a request waits for its cache on a link whose cost was fitted: one queue of parts that
+//! exist when prefill has made them and go one after the other.
+//!
+//! The measured prefill says when each part exists, the fit what it costs to send. What it leaves
+//! out: that sending takes processor time from prefill, and that a connection which was idle
+//! starts slowly.
+
+use crate::link::Fit;
+use crate::metrics::{Choice, EventName, Node, Sample, Transfer};
+
+/// Saving below which layers are not sent behind prefill: within what it costs to disturb it.
+const LEAST_SAVING_NS: f64 = 100_000.0;
+
+/// And the same as a share of prefill.
+const LEAST_SAVING_SHARE: f64 = 0.002;
+
+/// Part of a cache that exists at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Part {
+    /// When, since prefill started.
+    ready_ns: f64,
+    bytes: f64,
+    /// Frames that it is cut into.
+    pieces: f64,
+}
+
+/// The prefill of one request as it was measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prefill {
+    /// Prompt length.
+    pub tokens: u32,
+    prefill_ns: f64,
+    parts: Vec<Part>,
+}
+
+/// How a cache is cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    /// Bytes of one token in one layer.
+    pub row_bytes: u64,
+    /// Largest piece.
+    pub piece_bytes: u64,
+}
+
+impl Prefill {
+    /// Of a sample that prefilled `tokens` on the prefill node; `None` where its events do not
+    /// tell.
+    pub fn of(sample: &Sample, tokens: u32, cut: Cut) -> Option<Self> {
+        let here = || sample.events.iter().filter(|e| e.clock == Node::Prefill);
+        let at = |name| here().find(|e| e.name == name).map(|e| e.t_ns);
+        let (start, end) = (at(EventName::PrefillStart)?, at(EventName::PrefillEnd)?);
+        let done: Vec<(u32, u64)> = here()
+            .filter(|e| e.name == EventName::LayerDone)
+            .map(|e| Some((e.token_start?, e.t_ns.saturating_sub(start))))
+            .collect::<Option<_>>()?;
+        let mut starts: Vec<u32> = done.iter().map(|(start, _)| *start).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        let piece_tokens = (cut.piece_bytes / cut.row_bytes.max(1)).max(1);
+        let parts: Vec<Part> = (done.iter())
+            .map(|(start, ready_ns)| {
+                let next = starts.iter().find(|s| *s > start).unwrap_or(&tokens);
+                let part_tokens = u64::from(next.saturating_sub(*start));
+                Part {
+                    ready_ns: *ready_ns as f64,
+                    bytes: (part_tokens * cut.row_bytes) as f64,
+                    pieces: part_tokens.div_ceil(piece_tokens) as f64,
+                }
+            })
+            .collect();
+        (!parts.is_empty()).then(|| Self {
+            tokens,
+            prefill_ns: end.saturating_sub(start) as f64,
+            parts,
+        })
+    }
+
+    /// The same for another prompt length, every time and size in proportion.
+    fn scaled(&self, tokens: u32) -> Self {
+        let by = f64::from(tokens) / f64::from(self.tokens.max(1));
+        let part = |p: &Part| Part {
+            ready_ns: p.ready_ns * by,
+            bytes: p.bytes * by,
+            pieces: (p.pieces * by).ceil(),
+        };
+        Self {
+            tokens,
+            prefill_ns: self.prefill_ns * by,
+            parts: self.parts.iter().map(part).collect(),
+        }
+    }
+}
+
+/// Transfer that a request is predicted to wait for, in ns.
+///
+/// `round_trip_ns` is the smallest of the link: the fit's fixed cost includes the last
+/// acknowledgement's way back, which is no part of the exposed transfer.
+pub fn exposed_ns(fit: &Fit, round_trip_ns: u64, prefill: &Prefill, is_layered: bool) -> f64 {
+    let ns_per_byte = fit.beta_gbps.map_or(0.0, |gbps| 8.0 / gbps);
+    let cost =
+        |part: &Part| part.pieces * fit.overhead_us_per_piece * 1e3 + part.bytes * ns_per_byte;
+    let ready = |part: &Part| match is_layered {
+        true => part.ready_ns,
+        false => prefill.prefill_ns,
+    };
+    let mut parts: Vec<(f64, f64)> = prefill.parts.iter().map(|p| (ready(p), cost(p))).collect();
+    parts.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let sent_ns = (parts.iter()).fold(0.0f64, |free, (ready, cost)| free.max(*ready) + cost);
+    let fixed_ns = (fit.alpha_us * 1e3 - round_trip_ns as f64 / 2.0).max(0.0);
+    (sent_ns + fixed_ns - prefill.prefill_ns).max(0.0)
+}
+
+/// Picks for a prompt of `tokens` from the fitted link and the closest measured prefill.
+///
+/// Without either, layers are sent behind prefill: that waits for less on any link, and only the
+/// disturbance of prefill speaks against it.
+pub fn choose(fit: Option<&Fit>, round_trip_ns: u64, measured: &[Prefill], tokens: u32) -> Choice {
+    let closest = measured.iter().min_by_key(|p| p.tokens.abs_diff(tokens));
+    let Some((fit, closest)) = fit.zip(closest) else {
+        return Choice {
+            picked: Transfer::Layered,
+            bulk_exposed_ns: None,
+            layered_exposed_ns: None,
+            measured_prompt_tokens: None,
+        };
+    };
+    let prefill = closest.scaled(tokens);
+    let bulk = exposed_ns(fit, round_trip_ns, &prefill, false);
+    let layered = exposed_ns(fit, round_trip_ns, &prefill, true);
+    let worth_ns = LEAST_SAVING_NS.max(LEAST_SAVING_SHARE * prefill.prefill_ns);
+    Choice {
+        picked: match bulk - layered > worth_ns {
+            true => Transfer::Layered,
+            false => Transfer::Bulk,
+        },
+        bulk_exposed_ns: Some(bulk.round() as u64),
+        layered_exposed_ns: Some(layered.round() as u64),
+        measured_prompt_tokens: Some(closest.tokens),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn fit(alpha_us: f64, overhead_us_per_piece: f64, beta_gbps: f64) -> Fit {
+        Fit {
+            streams: 1,
+            alpha_us,
+            overhead_us_per_piece,
+            beta_gbps: Some(beta_gbps),
+            worst_residual_pct: 0.0,
+            held_out_error_pct: None,
+        }
+    }
+
+    /// Layers of 1 MB each, evenly over 100 ms.
+    fn prefill(layers: usize) -> Prefill {
+        let part = |i: usize| Part {
+            ready_ns: 100e6 * (i as f64 + 0.5) / layers as f64,
+            bytes: 1e6,
+            pieces: 1.0,
+        };
+        Prefill {
+            tokens: 1000,
+            prefill_ns: 100e6,
+            parts: (0..layers).map(part).collect(),
+        }
+    }
+
+    #[test]
+    fn a_fast_link_hides_all_but_the_last_layer_and_a_slow_one_all_but_prefill() {
+        // 1 MB at 8 Gbps is 1 ms; the last layer exists 5 ms before the end.
+        let fast = fit(0.0, 0.0, 8.0);
+        assert_eq!(exposed_ns(&fast, 0, &prefill(10), false), 10e6);
+        assert_eq!(exposed_ns(&fast, 0, &prefill(10), true), 0.0);
+        // At 0.08 Gbps a layer takes 100 ms: the first goes at 5 ms, the last is in at 1,005 ms.
+        let slow = fit(0.0, 0.0, 0.08);
+        assert!((exposed_ns(&slow, 0, &prefill(10), false) - 1_000e6).abs() < 1.0);
+        assert!((exposed_ns(&slow, 0, &prefill(10), true) - 905e6).abs() < 1.0);
+    }
+
+    #[test]
+    fn fixed_costs_count_once_and_pieces_each() {
+        let link = fit(300.0, 50.0, 8.0);
+        let got = exposed_ns(&link, 100_000, &prefill(10), false);
+        assert!((got - (10e6 + 10.0 * 50e3 + 250e3)).abs() < 1.0, "{got}");
+        // A fixed cost below the way back of the acknowledgement is none.
+        let got = exposed_ns(&fit(30.0, 0.0, 8.0), 100_000, &prefill(10), false);
+        assert!((got - 10e6).abs() < 1.0);
+    }
+
+    #[test]
+    fn auto_picks_the_lesser_and_stays_out_of_prefills_way_where_nothing_is_saved() {
+        let slow = choose(Some(&fit(0.0, 0.0, 1.0)), 0, &[prefill(10)], 1000);
+        assert_eq!(slow.picked, Transfer::Layered);
+        assert!(slow.bulk_exposed_ns > slow.layered_exposed_ns);
+        let fast = choose(Some(&fit(0.0, 0.0, 1e6)), 0, &[prefill(10)], 1000);
+        assert_eq!(fast.picked, Transfer::Bulk);
+        let unknown = choose(None, 0, &[prefill(10)], 1000);
+        assert_eq!(
+            (unknown.picked, unknown.bulk_exposed_ns),
+            (Transfer::Layered, None)
+        );
+    }
+
+    #[test]
+    fn another_length_goes_in_proportion_from_the_closest() {
+        let long = Prefill {
+            tokens: 9000,
+            ..prefill(4)
+        };
+        let choice = choose(Some(&fit(0.0, 0.0, 8.0)), 0, &[prefill(10), long], 2000);
+        assert_eq!(choice.measured_prompt_tokens, Some(1000));
+        assert_eq!(choice.bulk_exposed_ns, Some(20_000_000));
+    }
+
+    proptest! {
+        #[test]
+        fn more_bytes_never_wait_less_and_the_line_rate_is_never_beaten(
+            layers in 1usize..40,
+            alpha_us in 0.0f64..1e4,
+            overhead_us in 0.0f64..100.0,
+            gbps in 0.01f64..400.0,
+            growth in 1.0f64..8.0,
+            is_layered: bool,
+        ) {
+            let link = fit(alpha_us, overhead_us, gbps);
+            let (small, mut large) = (prefill(layers), prefill(layers));
+            large.parts.iter_mut().for_each(|p| p.bytes *= growth);
+            let waits = exposed_ns(&link, 0, &small, is_layered);
+            prop_assert!(waits >= 0.0);
+            prop_assert!(waits <= exposed_ns(&link, 0, &large, is_layered) + 1e-6);
+            let bulk = exposed_ns(&link, 0, &small, false);
+            prop_assert!(waits <= bulk + 1e-6);
+            let wire_ns = 8.0 * 1e6 * layers as f64 / gbps;
+            prop_assert!(bulk >= wire_ns * (1.0 - 1e-12));
+            prop_assert!(exposed_ns(&link, 0, &small, true) >= wire_ns - small.prefill_ns - 1e-3);
+        }
+    }
+}
