@@ -24,7 +24,7 @@ const PROMPT_TOKENS: usize = 128;
 const POOL_BYTES: usize = 256 << 20;
 
 /// Every K/V type that the decoder computes with.
-const KV_DTYPES: [KvDtype; 2] = [KvDtype::F32, KvDtype::F16];
+const KV_DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
 
 fn measure(criterion: &mut Criterion, name: &str, engine: &Engine) {
     let vocabulary = engine.shape().vocabulary as u32;

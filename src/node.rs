@@ -89,15 +89,17 @@ impl From<KvDtype> for wire::message::KvDtype {
         match dtype {
             KvDtype::F32 => Self::F32,
             KvDtype::F16 => Self::F16,
+            KvDtype::Bf16 => Self::Bf16,
         }
     }
 }
 
-/// The engine's element type for one on the wire; none for those it does not compute with.
-pub fn engine_dtype(dtype: wire::message::KvDtype) -> Option<KvDtype> {
-    match dtype {
-        wire::message::KvDtype::F32 => Some(KvDtype::F32),
-        wire::message::KvDtype::F16 => Some(KvDtype::F16),
-        wire::message::KvDtype::Bf16 => None,
+impl From<wire::message::KvDtype> for KvDtype {
+    fn from(dtype: wire::message::KvDtype) -> Self {
+        match dtype {
+            wire::message::KvDtype::F32 => Self::F32,
+            wire::message::KvDtype::F16 => Self::F16,
+            wire::message::KvDtype::Bf16 => Self::Bf16,
+        }
     }
 }

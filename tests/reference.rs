@@ -36,8 +36,8 @@ use tiny_model::TinyModel;
 /// Logits of f32 weights. Measured: 0.00005 after the prompt, 0.00008 in any greedy step.
 const FLOAT_TOLERANCE: f32 = 1e-3;
 
-/// Logits of requantised weights, mean shift included. Measured: 2.21 (f32 and f16 cache), 2.03 in
-/// any greedy step. llama.cpp's Q8_0 reaches 1.72; candle's packed kernels quantise activations in
+/// Logits of requantised weights, mean shift included. Measured: 2.21 (f32 and f16 cache), 2.27
+/// (bf16), 2.03 in any greedy step. llama.cpp's Q8_0 reaches 1.72; candle's packed kernels quantise activations in
 /// blocks of 256 where llama.cpp's are of 32.
 const Q8_TOLERANCE: f32 = 3.0;
 
@@ -48,7 +48,10 @@ const Q8_RMS_TOLERANCE: f32 = 0.65;
 /// this. Measured: 0.59; llama.cpp 0.56.
 const Q8_DECISIVE_GAP: f32 = 0.7;
 
-/// In how many of the 8 x 50 steps that may happen. Measured: 27 (f32 cache), 24 (f16 cache).
+/// The same where the cache is bf16, which keeps 3 bits less than f16. Measured: 0.79, once.
+const Q8_BF16_DECISIVE_GAP: f32 = 0.9;
+
+/// In how many of the 8 x 50 steps that may happen. Measured: 27 (f32 cache), 24 (f16), 22 (bf16).
 const Q8_DIFFERENT_STEPS: usize = 40;
 
 /// Our Q8_0 against candle's Q4_1, each with errors of its own. Measured: 2.68.
@@ -213,7 +216,7 @@ fn requantised_weights_stay_near_the_reference() -> anyhow::Result<()> {
     let Some((fixture, engine)) = load(WeightsFormat::Q8)? else {
         return Ok(());
     };
-    for dtype in [KvDtype::F32, KvDtype::F16] {
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
         let mut different = Vec::new();
         for prompt in &fixture.prompts {
             let ours = follow(&engine, &fixture, prompt, dtype)?;
@@ -223,8 +226,12 @@ fn requantised_weights_stay_near_the_reference() -> anyhow::Result<()> {
             assert!(ours.first_rms <= Q8_RMS_TOLERANCE, "{name}, {dtype} cache");
             different.extend(ours.different);
         }
+        let decisive_gap = match dtype {
+            KvDtype::Bf16 => Q8_BF16_DECISIVE_GAP,
+            KvDtype::F32 | KvDtype::F16 => Q8_DECISIVE_GAP,
+        };
         assert!(
-            different.iter().all(|&gap| gap < Q8_DECISIVE_GAP),
+            different.iter().all(|&gap| gap < decisive_gap),
             "{dtype} cache: {different:?}"
         );
         assert!(different.len() <= Q8_DIFFERENT_STEPS, "{dtype} cache");
@@ -384,7 +391,7 @@ fn chunks_and_moved_caches_change_no_bit_of_random_models() -> anyhow::Result<()
     let in_q8: &[usize] = &[1, 63, 64, 66, 69, 128, 200];
     for (weights, counts) in [(WeightsFormat::F32, in_f32), (WeightsFormat::Q8, in_q8)] {
         let (engine, _) = tiny(1, GgmlDType::F32, weights)?;
-        for dtype in [KvDtype::F32, KvDtype::F16] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
             for &count in counts {
                 check_bits(&engine, &tokens(&engine, count), &[64, 128], dtype)?;
             }

@@ -81,7 +81,7 @@ fn split_gives_the_answers_of_one_node_in_every_setting() {
     });
     let mut answers_seen = HashSet::new();
     for weights in ["as-is", "q8", "f32"] {
-        for kv_dtype in ["f32", "f16"] {
+        for kv_dtype in ["f32", "f16", "bf16"] {
             for chunk in [None, Some("37")] {
                 let name = format!("{weights}-{kv_dtype}-{}", chunk.unwrap_or("whole"));
                 let mut settings = GRID.to_vec();
@@ -114,7 +114,7 @@ fn split_gives_the_answers_of_one_node_in_every_setting() {
         }
     }
     // A prompt of 7 tokens is one chunk whatever the setting; all others are other computations.
-    assert_eq!(answers_seen.len(), 6);
+    assert_eq!(answers_seen.len(), 9);
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn a_cache_moved_as_bytes_goes_on_bit_by_bit_in_another_engine() {
         let (here, there) = (load(weights), load(weights));
         let prompt = workload::grid(&[150], 1, |text| here.tokenizer.encode(text)).unwrap();
         let prompt = &prompt[0].tokens;
-        for dtype in [KvDtype::F32, KvDtype::F16] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
             let layout = here.shape().kv_layout(dtype);
             let cache = KvCache::new(layout, 256);
             let first = here

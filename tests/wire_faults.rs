@@ -433,9 +433,6 @@ fn what_is_refused_or_taken_back_leaves_the_connection_usable() {
         let mut silent = open(&prompt());
         silent.output_tokens = 0;
         refused.push((silent, "(bad-request)"));
-        let mut other = open(&prompt());
-        other.kv_dtype = message::KvDtype::Bf16;
-        refused.push((other, "(bad-request)"));
         let mut numbers = 1..;
         for (open, code) in refused {
             let number = numbers.next().unwrap();

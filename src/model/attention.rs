@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
-use half::f16;
+use half::{bf16, f16};
 use zerocopy::FromBytes;
 
 use super::kernels::{self, Partial};
@@ -111,43 +111,31 @@ pub fn rope_and_store(
 ) -> anyhow::Result<Vec<f32>> {
     let n = qkv.dim(0)?;
     let mut claim = cache.claim(layer, start, n)?;
+    let (dtype, row_bytes) = (cache.layout().dtype, cache.layout().row_bytes());
     let mut q = vec![0f32; n * shape.q_width()];
-    with_slice(qkv, |qkv| match cache.layout().dtype {
-        KvDtype::F32 => {
-            let rows = elements_mut::<f32>(&mut claim);
-            parallel::for_rows_of_two(
-                &mut q,
-                shape.q_width(),
-                rows,
-                shape.kv_row(),
-                |tokens, q, kv| {
-                    for (i, token) in tokens.enumerate() {
-                        let q = &mut q[i * shape.q_width()..][..shape.q_width()];
-                        let kv = &mut kv[i * shape.kv_row()..][..shape.kv_row()];
-                        rope_token(shape, rope.at(start + token), row(qkv, shape, token), q, kv);
-                    }
-                },
-            );
-        }
-        KvDtype::F16 => {
-            let rows = elements_mut::<f16>(&mut claim);
-            parallel::for_rows_of_two(
-                &mut q,
-                shape.q_width(),
-                rows,
-                shape.kv_row(),
-                |tokens, q, kv| {
-                    let mut wide = vec![0f32; shape.kv_row()];
-                    for (i, token) in tokens.enumerate() {
-                        let q = &mut q[i * shape.q_width()..][..shape.q_width()];
-                        let kv = &mut kv[i * shape.kv_row()..][..shape.kv_row()];
-                        let qkv = row(qkv, shape, token);
-                        rope_token(shape, rope.at(start + token), qkv, q, &mut wide);
-                        kernels::narrow_f16(&wide, kv);
-                    }
-                },
-            );
-        }
+    with_slice(qkv, |qkv| {
+        parallel::for_rows_of_two(
+            &mut q,
+            shape.q_width(),
+            &mut claim,
+            row_bytes,
+            |tokens, q, kv| {
+                let mut wide = vec![0f32; shape.kv_row()];
+                let rows = q.chunks_mut(shape.q_width()).zip(kv.chunks_mut(row_bytes));
+                for (token, (q, kv)) in tokens.zip(rows) {
+                    let angles = rope.at(start + token);
+                    rope_token(
+                        shape,
+                        angles,
+                        row(qkv, shape, token),
+                        q,
+                        dtype,
+                        kv,
+                        &mut wide,
+                    );
+                }
+            },
+        );
     })?;
     claim.land();
     Ok(q)
@@ -166,8 +154,32 @@ fn elements_mut<T: FromBytes + zerocopy::IntoBytes>(bytes: &mut [u8]) -> &mut [T
     <[T]>::mut_from_bytes(bytes).expect("cache rows are aligned and whole")
 }
 
-/// One token: `q` is `(n_heads, head_dim)` out, `kv` is `(n_kv_heads, 2 x head_dim)` out.
+/// One token: `q` is `(n_heads, head_dim)` out, `kv` is its row of a cache of `dtype`, `wide` is
+/// room for the same row in f32.
 fn rope_token(
+    shape: AttentionShape,
+    angles: (&[f32], &[f32]),
+    qkv: &[f32],
+    q: &mut [f32],
+    dtype: KvDtype,
+    kv: &mut [u8],
+    wide: &mut [f32],
+) {
+    match dtype {
+        KvDtype::F32 => rope_token_wide(shape, angles, qkv, q, elements_mut(kv)),
+        KvDtype::F16 => {
+            rope_token_wide(shape, angles, qkv, q, wide);
+            kernels::narrow_f16(wide, elements_mut(kv));
+        }
+        KvDtype::Bf16 => {
+            rope_token_wide(shape, angles, qkv, q, wide);
+            kernels::narrow_bf16(wide, elements_mut(kv));
+        }
+    }
+}
+
+/// As [`rope_token`], with `kv` as `(n_kv_heads, 2 x head_dim)` in f32.
+fn rope_token_wide(
     shape: AttentionShape,
     (cos, sin): (&[f32], &[f32]),
     qkv: &[f32],
@@ -207,15 +219,16 @@ pub fn attend(
     let rows = match cache.layout().dtype {
         KvDtype::F32 => KvRows::F32(elements(kv)),
         KvDtype::F16 => KvRows::F16(elements(kv)),
+        KvDtype::Bf16 => KvRows::Bf16(elements(kv)),
     };
     match (n, &rows) {
         (1, _) => attend_one(shape, q, &rows, start + 1, &mut out),
         (_, KvRows::F32(kv)) => attend_blocks(shape, q, kv, start, &mut out, out_width),
-        (_, KvRows::F16(narrow)) => {
-            let mut wide = vec![0f32; narrow.len()];
+        (_, rows) => {
             let width = shape.kv_row();
-            parallel::for_rows(&mut wide, width, |rows, wide| {
-                kernels::widen_f16(&narrow[rows.start * width..rows.end * width], wide);
+            let mut wide = vec![0f32; (start + n) * width];
+            parallel::for_rows(&mut wide, width, |tokens, wide| {
+                rows.widen(tokens.start * width..tokens.end * width, wide);
             });
             attend_blocks(shape, q, &wide, start, &mut out, out_width);
         }
@@ -227,18 +240,26 @@ pub fn attend(
 enum KvRows<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
+    Bf16(&'a [bf16]),
 }
 
 impl KvRows<'_> {
     /// A range of elements as f32, through `scratch` where they are narrower.
     fn wide<'s>(&'s self, range: Range<usize>, scratch: &'s mut Vec<f32>) -> &'s [f32] {
+        if let Self::F32(rows) = self {
+            return &rows[range];
+        }
+        scratch.resize(range.len(), 0.0);
+        self.widen(range, scratch);
+        scratch
+    }
+
+    /// Writes a range of elements as f32.
+    fn widen(&self, range: Range<usize>, out: &mut [f32]) {
         match self {
-            Self::F32(rows) => &rows[range],
-            Self::F16(rows) => {
-                scratch.resize(range.len(), 0.0);
-                kernels::widen_f16(&rows[range], scratch);
-                scratch
-            }
+            Self::F32(rows) => out.copy_from_slice(&rows[range]),
+            Self::F16(rows) => kernels::widen_f16(&rows[range], out),
+            Self::Bf16(rows) => kernels::widen_bf16(&rows[range], out),
         }
     }
 }
@@ -555,6 +576,7 @@ mod tests {
             (vec![100, 37, 1, 462], KvDtype::F32, 1e-5),
             (vec![598, 1, 1], KvDtype::F32, 1e-5),
             (vec![599, 1], KvDtype::F16, 2e-3),
+            (vec![100, 498, 1, 1], KvDtype::Bf16, 1.6e-2),
         ] {
             let got = run(&chunks, dtype);
             for (i, (g, w)) in got.iter().zip(&want).enumerate() {
@@ -569,7 +591,7 @@ mod tests {
 
     #[test]
     fn chunks_aligned_to_the_query_block_give_the_same_bits() {
-        for dtype in [KvDtype::F32, KvDtype::F16] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
             let whole = run(&[600], dtype);
             assert_eq!(whole, run(&[128, 64, 320, 88], dtype));
         }

@@ -238,6 +238,36 @@ pub fn narrow_f16(x: &[f32], out: &mut [half::f16]) {
     out.convert_from_f32_slice(x);
 }
 
+/// Widens brain floats.
+pub fn widen_bf16(x: &[half::bf16], out: &mut [f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (o, x) in out.iter_mut().zip(x) {
+                *o = f32::from_bits(u32::from(x.to_bits()) << 16);
+            }
+        },
+    );
+}
+
+/// Narrows to brain floats, rounding to nearest even; NaN stays NaN.
+///
+/// Here because `half` does it one value at a time.
+pub fn narrow_bf16(x: &[f32], out: &mut [half::bf16]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (o, x) in out.iter_mut().zip(x) {
+                let bits = x.to_bits();
+                let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+                let quiet = bits | 0x0040_0000;
+                let kept = if x.is_nan() { quiet } else { rounded };
+                *o = half::bf16::from_bits((kept >> 16) as u16);
+            }
+        },
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,6 +283,28 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(-1000.0) < 2e-38);
+    }
+
+    #[test]
+    fn brain_floats_are_those_of_half() {
+        let ties = [
+            0x3f80_8000,
+            0x3f81_8000,
+            0x7f7f_ffff,
+            0x7f80_0001,
+            0xff80_0000,
+        ];
+        let many = (0..200_000u32).map(|i| i.wrapping_mul(2_654_435_761));
+        let x: Vec<f32> = many.chain(ties).map(f32::from_bits).collect();
+        let mut narrow = vec![half::bf16::ZERO; x.len()];
+        narrow_bf16(&x, &mut narrow);
+        let mut wide = vec![0.0; x.len()];
+        widen_bf16(&narrow, &mut wide);
+        for ((x, narrow), wide) in x.iter().zip(&narrow).zip(&wide) {
+            let want = half::bf16::from_f32(*x);
+            assert_eq!(narrow.to_bits(), want.to_bits(), "{x:e}");
+            assert_eq!(wide.to_bits(), want.to_f32().to_bits(), "{x:e}");
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum KvDtype {
     F32,
     /// 2 bytes an element, 10 bits of mantissa.
     F16,
+    /// 2 bytes an element, 7 bits of mantissa and the range of f32.
+    Bf16,
 }
 
 impl KvDtype {
@@ -37,7 +39,7 @@ impl KvDtype {
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
         }
     }
 }
@@ -47,6 +49,7 @@ impl std::fmt::Display for KvDtype {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
         })
     }
 }

@@ -368,13 +368,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             return Err(refuse(RefuseCode::BadRequest, reason.into()));
         };
         let engine = compute.engine();
-        let kv_dtype = super::engine_dtype(open.kv_dtype).ok_or_else(|| {
-            let reason = format!(
-                "this node has no {:?} caches: choose f32 or f16",
-                open.kv_dtype
-            );
-            refuse(RefuseCode::BadRequest, reason)
-        })?;
         if open.prompt_tokens.is_empty() || open.output_tokens == 0 || open.chunk_tokens == Some(0)
         {
             let reason = "a request needs a prompt, at least one output token and, if given, a \
@@ -387,10 +380,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             prompt: open.prompt_tokens.clone(),
             output_tokens: open.output_tokens,
             ignore_eos: open.ignore_eos,
-            kv_dtype,
+            kv_dtype: open.kv_dtype.into(),
             chunk_tokens: open.chunk_tokens,
         };
-        let layout = engine.shape().kv_layout(kv_dtype);
+        let layout = engine.shape().kv_layout(request.kv_dtype);
         let cache = self.take_cache(layout, request.cache_tokens()).await?;
         Ok((request, cache, compute))
     }
