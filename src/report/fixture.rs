@@ -202,6 +202,8 @@ pub fn record(cases: Vec<Case>) -> Record {
             tcp_info_before: None,
             tcp_info_after: None,
             round_trips_ns: Vec::new(),
+            fit: None,
+            fit_origin: None,
         }),
         cases,
     }
