@@ -251,6 +251,10 @@ pub struct LinkArgs {
     /// TCP connections that carry the cache; more than one helps where one cannot fill the link
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub streams: u32,
+    /// Take the link's fit from a file that `link --format json -o FILE` wrote, instead of fitting
+    /// it for a moment before the first request
+    #[arg(long, value_name = "FILE")]
+    pub link_fit: Option<PathBuf>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]

@@ -14,12 +14,14 @@ use rand::seq::SliceRandom;
 use crate::baseline::BaselineFile;
 use crate::check::{self, Tolerance};
 use crate::environment::{process_peak_rss_bytes, reset_peak_rss};
+use crate::link::FitOrigin;
 use crate::metrics::{Arm, Case, Choice, Node, Record, Sample, Status, Transfer};
 use crate::model::engine::Engine;
 use crate::model::kv_cache::{KvDtype, KvLayout};
 use crate::node::Departure;
 use crate::node::generation::Request;
 use crate::node::prefill::{Connection, Outcome, Peer, PrefillNode, single};
+use crate::node::probing::short_fit;
 use crate::projection::exposure::{self, Cut, Prefill};
 use crate::wire::message::Introduction;
 use crate::wire::{MAX_PIECE_BYTES, WireError};
@@ -27,6 +29,9 @@ use crate::workload::Prompt;
 
 /// Round trips taken before the first request; their smallest is the link's.
 const ROUND_TRIPS: u64 = 32;
+
+/// A fit reaches at least to this size, so that short prompts alone still show the link's rate.
+const FIT_MIN_BYTES: u64 = 16 << 20;
 
 /// Within a case the record is written after a round when this many times the last writing has
 /// passed: a crash costs little, and writing a large record does not become the work.
@@ -126,8 +131,9 @@ impl Experiment<'_> {
         // The latest of each length, for `auto`.
         let mut prefills: Vec<Prefill> = Vec::new();
         let (mut written, mut last_write) = self.write()?;
+        self.measure_link(plan).await?;
+        // Only now, since the link was measured with memory of its own that is gone again.
         reset_peak_rss();
-        self.measure_link().await?;
         for prompt in &plan.prompts {
             let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
             self.record.cases.push(Case {
@@ -219,13 +225,21 @@ impl Experiment<'_> {
         of_prompt.flat_map(|case| case.samples.clone()).collect()
     }
 
-    async fn measure_link(&mut self) -> anyhow::Result<()> {
-        let Some(remote) = &mut self.remote else {
+    async fn measure_link(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        let (Some(remote), Some(link)) = (&mut self.remote, &mut self.record.link) else {
             return Ok(());
         };
-        let round_trips = remote.connection().await?.round_trips(ROUND_TRIPS).await?;
-        if let Some(link) = &mut self.record.link {
-            link.round_trips_ns = round_trips;
+        let connection = remote.connection().await?;
+        link.round_trips_ns = connection.round_trips(ROUND_TRIPS).await?;
+        if link.fit.is_none() {
+            let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
+            let longest = plan.prompts.iter().map(|p| p.tokens.len()).max();
+            let largest_bytes = (longest.unwrap_or(0) * layout.bytes_per_token()) as u64;
+            let (pool, largest_bytes) = (&self.node.pool, largest_bytes.max(FIT_MIN_BYTES));
+            link.fit = short_fit(connection, pool, layout.into(), largest_bytes)
+                .await
+                .context("measuring the link before the first request")?;
+            link.fit_origin = link.fit.map(|_| FitOrigin::Measured);
         }
         Ok(())
     }

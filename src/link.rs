@@ -2,6 +2,10 @@
 //!
 //! Pure functions of measured transfers; measuring is `cmd::link`'s.
 
+mod kept;
+
+pub use kept::KeptFit;
+
 use serde::{Deserialize, Serialize};
 use tabled::builder::Builder;
 use tabled::settings::object::Columns;
@@ -99,16 +103,62 @@ pub fn ceiling_gbps(rows: &[Row]) -> f64 {
     rows.iter().map(|row| row.gbps.median).fold(0.0, f64::max)
 }
 
+/// A transfer that a fit is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// KV bytes.
+    pub bytes: u64,
+    /// Pieces.
+    pub pieces: u64,
+    /// First piece offered to last piece acknowledged: a median of warm transfers.
+    pub transfer_ms: f64,
+}
+
+impl From<&Row> for Point {
+    fn from(row: &Row) -> Self {
+        Self {
+            bytes: row.bytes,
+            pieces: row.pieces,
+            transfer_ms: row.transfer_ms.median,
+        }
+    }
+}
+
+/// Where a run's fit came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FitOrigin {
+    /// Measured by the run itself, over its own connections.
+    Measured,
+    /// Taken from what `link` wrote, by file name.
+    File(String),
+}
+
 impl Fit {
-    /// Fits the rows of one number of streams; `None` with fewer than three.
-    pub fn of(rows: &[Row], streams: u32) -> Option<Self> {
-        let rows: Vec<&Row> = rows.iter().filter(|row| row.streams == streams).collect();
+    /// Fits the rows of one number of streams, as [`Fit::of`].
+    pub fn of_rows(rows: &[Row], streams: u32) -> Option<Self> {
+        let rows = rows.iter().filter(|row| row.streams == streams);
+        Self::of(&rows.map(Point::from).collect::<Vec<_>>(), streams)
+    }
+
+    /// Time from the first piece offered to the last one acknowledged, in ns, over warm
+    /// connections: the model at `bytes` in `pieces`.
+    pub fn transfer_ns(&self, bytes: u64, pieces: u64) -> f64 {
+        let bytes_ns = self.beta_gbps.map_or(0.0, |beta| bytes as f64 * 8.0 / beta);
+        (self.alpha_us + pieces as f64 * self.overhead_us_per_piece) * 1e3 + bytes_ns
+    }
+
+    /// Fits points measured over `streams` connections; `None` with fewer than two.
+    pub fn of(points: &[Point], streams: u32) -> Option<Self> {
+        let rows: Vec<&Point> = points.iter().collect();
         let terms = solve(&rows)?;
         let mut sizes: Vec<u64> = rows.iter().map(|row| row.bytes).collect();
         sizes.sort_unstable();
         sizes.dedup();
-        let fitted = |row: &&Row| sizes.iter().position(|b| *b == row.bytes).unwrap_or(0) % 2 == 0;
-        let (known, held_out): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(|row| fitted(row));
+        let fitted =
+            |row: &&Point| sizes.iter().position(|b| *b == row.bytes).unwrap_or(0) % 2 == 0;
+        let (known, held_out): (Vec<&Point>, Vec<&Point>) =
+            rows.iter().partition(|row| fitted(row));
         // Of three sizes two are fitted and one lies between them.
         let score = (sizes.len() >= 3).then(|| solve(&known)).flatten();
         Some(Self {
@@ -122,22 +172,22 @@ impl Fit {
     }
 }
 
-fn factors(row: &Row) -> [f64; 3] {
+fn factors(row: &Point) -> [f64; 3] {
     [1.0, row.pieces as f64, row.bytes as f64]
 }
 
-fn predict_ms(row: &Row, terms: [f64; 3]) -> f64 {
+fn predict_ms(row: &Point, terms: [f64; 3]) -> f64 {
     factors(row).iter().zip(terms).map(|(x, t)| x * t).sum()
 }
 
-fn worst_error_pct(rows: &[&Row], terms: [f64; 3]) -> f64 {
-    let error = |row: &&Row| (predict_ms(row, terms) / row.transfer_ms.median - 1.0).abs();
+fn worst_error_pct(rows: &[&Point], terms: [f64; 3]) -> f64 {
+    let error = |row: &&Point| (predict_ms(row, terms) / row.transfer_ms - 1.0).abs();
     100.0 * rows.iter().map(error).fold(0.0, f64::max)
 }
 
 /// Relative least squares without negative terms: milliseconds a transfer, a piece and a byte.
-fn solve(rows: &[&Row]) -> Option<[f64; 3]> {
-    if rows.len() < 3 {
+fn solve(rows: &[&Point]) -> Option<[f64; 3]> {
+    if rows.len() < 2 {
         return None;
     }
     let mut used = vec![0, 1, 2];
@@ -165,7 +215,7 @@ fn solve(rows: &[&Row]) -> Option<[f64; 3]> {
 }
 
 /// Minimises the sum of squared relative errors over the given terms, by Gaussian elimination.
-fn normal_equations(rows: &[&Row], used: &[usize]) -> Option<Vec<f64>> {
+fn normal_equations(rows: &[&Point], used: &[usize]) -> Option<Vec<f64>> {
     let n = used.len();
     let mut matrix = vec![vec![0.0; n + 1]; n];
     // Columns are scaled to about one, so that the pivots can be compared.
@@ -176,7 +226,7 @@ fn normal_equations(rows: &[&Row], used: &[usize]) -> Option<Vec<f64>> {
     };
     let scales: Vec<f64> = used.iter().map(|term| scale(*term)).collect();
     for row in rows {
-        let time = row.transfer_ms.median;
+        let time = row.transfer_ms;
         let x: Vec<f64> = (used.iter().zip(&scales))
             .map(|(term, scale)| factors(row)[*term] / scale / time)
             .collect();
@@ -320,19 +370,16 @@ impl Sweep {
 mod tests {
     use super::*;
 
-    fn row(bytes: u64, pieces: u64, ms: f64) -> Row {
-        Row {
+    fn row(bytes: u64, pieces: u64, transfer_ms: f64) -> Point {
+        Point {
             bytes,
-            streams: 1,
             pieces,
-            transfer_ms: Figure::of(&[ms]).unwrap(),
-            gbps: Figure::of(&[bytes as f64 * 8.0 / ms / 1e6]).unwrap(),
-            first_gbps: 1.0,
+            transfer_ms,
         }
     }
 
     /// 50 us + 2 us a piece + bytes at 20 Gbps.
-    fn exact(bytes: u64, pieces: u64) -> Row {
+    fn exact(bytes: u64, pieces: u64) -> Point {
         row(
             bytes,
             pieces,
@@ -343,7 +390,7 @@ mod tests {
     #[test]
     fn an_exact_line_is_found_again() {
         let sizes = [1u64 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24];
-        let rows: Vec<Row> = (sizes.iter())
+        let rows: Vec<Point> = (sizes.iter())
             .flat_map(|b| [exact(*b, 30), exact(*b, 30 + b / 65_536)])
             .collect();
         let fit = Fit::of(&rows, 1).unwrap();
@@ -352,12 +399,21 @@ mod tests {
         assert!((fit.beta_gbps.unwrap() - 20.0).abs() < 0.001);
         assert!(fit.worst_residual_pct < 0.01);
         assert!(fit.held_out_error_pct.unwrap() < 0.01);
+        let predicted_ns = fit.transfer_ns(1 << 20, 30);
+        assert!((predicted_ns / 1e6 / exact(1 << 20, 30).transfer_ms - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn two_sizes_give_a_rate_and_no_score() {
+        let fit = Fit::of(&[exact(1 << 16, 30), exact(1 << 18, 30)], 2).unwrap();
+        assert_eq!((fit.streams, fit.held_out_error_pct), (2, None));
+        assert!((fit.beta_gbps.unwrap() - 20.0).abs() < 0.001, "{fit:?}");
     }
 
     #[test]
     fn terms_that_cannot_be_told_apart_or_are_negative_are_left_out() {
         // Pieces in proportion to bytes: their cost is part of the bytes'.
-        let rows: Vec<Row> = [1u64, 2, 4].map(|k| exact(k << 20, 30 * k)).to_vec();
+        let rows: Vec<Point> = [1u64, 2, 4].map(|k| exact(k << 20, 30 * k)).to_vec();
         let fit = Fit::of(&rows, 1).unwrap();
         assert_eq!(fit.overhead_us_per_piece, 0.0);
         assert!(fit.worst_residual_pct < 1.0, "{fit:?}");
@@ -365,6 +421,6 @@ mod tests {
         let fit = Fit::of(&falling, 1).unwrap();
         assert!(fit.alpha_us >= 0.0 && fit.beta_gbps.is_none());
         assert!(fit.worst_residual_pct > 10.0);
-        assert_eq!(Fit::of(&falling[..2], 1), None);
+        assert_eq!(Fit::of(&falling[..1], 1), None);
     }
 }

@@ -15,6 +15,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
+use crate::link::{Fit, FitOrigin};
 use crate::wire::message::KvDtype;
 use crate::wire::socket::{SocketFacts, TcpInfo};
 
@@ -213,8 +214,13 @@ pub struct LinkRecord {
     pub tcp_info_after: Option<TcpInfo>,
     /// Round trips of an empty message, in the order taken.
     pub round_trips_ns: Vec<u64>,
+    /// What a transfer takes on this link, for this number of streams; null where it could not be
+    /// fitted and in records from before it was.
     #[serde(default)]
-    pub fit: Option<crate::link::Fit>,
+    pub fit: Option<Fit>,
+    /// Where the fit came from; null without one.
+    #[serde(default)]
+    pub fit_origin: Option<FitOrigin>,
 }
 
 impl LinkRecord {

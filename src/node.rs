@@ -1,13 +1,15 @@
 //! The two roles: joins the engine and the wire.
 //!
 //! `compute` owns the thread that runs the model, `generation` says what a request does on it,
-//! `prefill` and `decode` are the two ends of a request, `sending` is a cache on
-//! its way, `reception` one while it arrives. Nothing here prints or writes files.
+//! `prefill` and `decode` are the two ends of a request, `sending` is a cache on its way,
+//! `reception` one while it arrives, `probing` measures the link with made-up ones. Nothing here
+//! prints or writes files.
 
 pub mod compute;
 pub mod decode;
 pub mod generation;
 pub mod prefill;
+pub mod probing;
 pub mod reception;
 mod sending;
 

@@ -131,7 +131,10 @@ fn a_decode_node_killed_without_any_proxy_ends_the_run_too() {
     let place = Workplace::new();
     let node = place.serve(&[]);
     let split = start_split(&place, &node.address, &ENDLESS);
-    node.prints("request 3: 200 prompt tokens");
+    wait_for("three requests", || {
+        let served = node.process.stdout().matches(": 200 prompt tokens").count();
+        (served >= 3).then_some(())
+    });
     node.process.signal("KILL");
     node.process.wait();
     split.wait().fails(4, &["cannot be reached any more"]);

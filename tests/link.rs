@@ -2,8 +2,18 @@
 
 mod tiny_model;
 
-use disagg_bench::link::Sweep;
+use disagg_bench::link::{FitOrigin, Sweep};
 use tiny_model::{Ended, Workplace};
+
+/// A request that takes no time.
+const SHORT: [&str; 6] = [
+    "--prompt",
+    "hello",
+    "--output-tokens",
+    "3",
+    "--repeats",
+    "1",
+];
 
 /// A sweep that takes no time.
 const SMALL: [&str; 8] = [
@@ -86,4 +96,48 @@ fn a_node_with_a_model_is_not_for_link_and_one_without_not_for_requests() {
     let bare = place.serve(&["--link-only"]);
     let split = place.on_model(&["split", "--prompt", "x", "--peer", &bare.address]);
     Ended::of(split).fails(4, &["no model (link only)"]);
+}
+
+#[test]
+fn a_run_fits_its_link_or_takes_the_fit_that_it_is_given() {
+    let place = Workplace::new();
+    let split = |more: &[&'static str]| place.run(&[&["split"], &SHORT[..], more].concat());
+    split(&["--out", "own", "--streams", "2"]).exits(0);
+    let own = place.record("own").link.unwrap();
+    assert_eq!(own.fit_origin, Some(FitOrigin::Measured));
+    let fit = own.fit.unwrap();
+    assert_eq!(fit.streams, 2);
+    assert!(fit.held_out_error_pct.is_some() && fit.beta_gbps.is_some());
+
+    let sweep = with(&["--streams", "1,3", "--format", "json", "-o", "sweep.json"]);
+    Ended::of(place.command(&sweep)).exits(0);
+    split(&[
+        "--out",
+        "kept",
+        "--streams",
+        "3",
+        "--link-fit",
+        "sweep.json",
+    ])
+    .exits(0);
+    let kept = place.record("kept").link.unwrap();
+    assert_eq!(kept.fit_origin, Some(FitOrigin::File("sweep.json".into())));
+    let text = std::fs::read_to_string(place.path("sweep.json")).unwrap();
+    let sweep: Sweep = serde_json::from_str(&text).unwrap();
+    assert_eq!(kept.fit, sweep.fits.into_iter().find(|f| f.streams == 3));
+
+    let refused = |file: &'static str, streams: &'static str, parts: &[&str]| {
+        split(&["--streams", streams, "--link-fit", file]).fails(3, parts);
+    };
+    refused("sweep.json", "2", &["--streams 2", "1, 3"]);
+    refused("none.json", "1", &["none.json", "link --format json"]);
+    place.file("prose.json", "{}");
+    refused("prose.json", "1", &["not what `link` writes"]);
+    place.file(
+        "old.json",
+        text.replacen("\"schema_version\": 1", "\"schema_version\": 0", 1),
+    );
+    refused("old.json", "1", &["schema_version is 0", "reads 1"]);
+    place.file("bbr.json", text.replace("\"reno\"", "\"bbr\""));
+    refused("bbr.json", "1", &["with bbr", "with reno"]);
 }

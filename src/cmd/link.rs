@@ -2,10 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rand::RngCore;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-
 use super::split::remote_peer_with;
 use crate::cli::{Format, LinkCommandArgs};
 use crate::environment::Environment;
@@ -13,13 +9,12 @@ use crate::experiment::now;
 use crate::failure::Failure;
 use crate::link::{Fit, Observed, Row, Sweep, ceiling_gbps, limit};
 use crate::local_peer::LocalPeer;
-use crate::metrics::figures::wire_busy_ns;
-use crate::metrics::{EventName, SCHEMA_VERSION};
+use crate::metrics::SCHEMA_VERSION;
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::published::{self, PublishedShape};
 use crate::node;
-use crate::node::decode::probe_layout;
 use crate::node::prefill::{Connection, Peer};
+use crate::node::probing::{CacheShape, filled, timed};
 use crate::stats::Figure;
 use crate::terminal::{Task, Terminal};
 use crate::wire::MAX_PIECE_BYTES;
@@ -113,6 +108,10 @@ async fn sweep(
     let mut best: Option<(f64, Observed)> = None;
     let mut facts = None;
     let mut min_round_trip_ns = u64::MAX;
+    let cache_shape = CacheShape {
+        n_layers: shape.n_layers(),
+        row_bytes: shape.row_bytes() as u32,
+    };
     for &streams in &args.streams {
         peer.streams = streams;
         let mut connection = Connection::open(peer, introduction).await?;
@@ -120,7 +119,7 @@ async fn sweep(
         min_round_trip_ns = round_trips.into_iter().fold(min_round_trip_ns, u64::min);
         facts.get_or_insert_with(|| connection.facts().clone());
         for &size in &args.sizes {
-            let probe = probe(shape, size);
+            let probe = cache_shape.probe(size);
             let cache = filled(pool, probe)?;
             for &piece_bytes in &args.piece_sizes {
                 task.now(&format!("measuring {size} bytes x{streams}"));
@@ -160,42 +159,19 @@ async fn sweep(
         git_revision: String::new(),
         measured_at: now(),
         shape: shape.model.clone(),
-        kv_bytes_per_token: u64::from(shape.n_layers()) * shape.row_bytes(),
+        kv_bytes_per_token: cache_shape.bytes_per_token(),
         min_round_trip_us: min_round_trip_ns as f64 / 1e3,
         ceiling_gbps: ceiling_gbps(&rows),
         fits: args
             .streams
             .iter()
-            .filter_map(|n| Fit::of(&rows, *n))
+            .filter_map(|n| Fit::of_rows(&rows, *n))
             .collect(),
         limit: limit(&socket, &observed),
         observed,
         socket,
         rows,
     })
-}
-
-/// As many whole tokens as come closest to `size` bytes, at least one.
-fn probe(shape: &PublishedShape, size: u64) -> Probe {
-    let token_bytes = u64::from(shape.n_layers()) * shape.row_bytes();
-    let tokens = ((size + token_bytes / 2) / token_bytes).max(1);
-    Probe {
-        n_layers: shape.n_layers(),
-        row_bytes: shape.row_bytes() as u32,
-        tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
-    }
-}
-
-/// A cache of random bytes, as incompressible as a real one.
-fn filled(pool: &std::sync::Arc<CachePool>, probe: Probe) -> anyhow::Result<Pooled> {
-    let cache = pool.take(probe_layout(probe), probe.tokens as usize)?;
-    let mut random = StdRng::seed_from_u64(1);
-    for layer in 0..probe.n_layers as usize {
-        let mut claim = cache.claim(layer, 0, probe.tokens as usize)?;
-        random.fill_bytes(&mut claim);
-        claim.land();
-    }
-    Ok(cache)
 }
 
 async fn measure(
@@ -209,13 +185,9 @@ async fn measure(
     let mut busy_ns = Vec::new();
     let (mut bytes, mut pieces) = (0, 0);
     for _ in 0..=args.repeats {
-        let (events, sent) = connection.probe(cache, probe, piece_bytes).await?;
-        bytes = sent.payload_bytes;
-        pieces = events
-            .iter()
-            .filter(|e| e.name == EventName::PieceOffered)
-            .count() as u64;
-        busy_ns.push(wire_busy_ns(&events).max(1) as f64);
+        let sent = timed(connection, cache, probe, piece_bytes).await?;
+        (bytes, pieces) = (sent.bytes, sent.pieces);
+        busy_ns.push(sent.busy_ns as f64);
     }
     let gbps = |ns: &f64| bytes as f64 * 8.0 / ns;
     let (first, warm) = (busy_ns[0], &busy_ns[1..]);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::split::{connect, remote_peer, split_ways};
+use super::split::{connect, kept_fit, remote_peer, split_ways};
 use crate::cli::RunPrefillArgs;
 use crate::environment::Environment;
 use crate::metrics::Setting;
@@ -19,6 +19,7 @@ pub fn run(
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
     let folder = preparation::output_folder(args.run.out.as_deref(), "run-prefill")?;
+    let kept_fit = kept_fit(&args.link)?;
     let peer = remote_peer(&args.peer, &args.link)?;
     let file = preparation::model_file(&args.model, terminal)?;
     let loaded = preparation::load(&file, &args.model, terminal)?;
@@ -38,7 +39,7 @@ pub fn run(
     );
     let path = folder.join(RUN_FILE);
     let outcome = super::runtime()?.block_on(async {
-        let remote = connect(&peer, &introduction, &mut record).await?;
+        let remote = connect(&peer, &introduction, kept_fit, &mut record).await?;
         super::measure(
             &plan,
             &node,

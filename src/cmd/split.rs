@@ -7,6 +7,8 @@ use crate::baseline::{self, Config};
 use crate::cli::{LinkArgs, SocketArgs, SplitArgs, TokenArgs};
 use crate::environment::{Environment, same_bits_expected};
 use crate::experiment::{Remote, Way};
+use crate::failure::Failure;
+use crate::link::KeptFit;
 use crate::local_peer::LocalPeer;
 use crate::metrics::{LinkRecord, Record, Setting};
 use crate::node;
@@ -25,6 +27,7 @@ pub fn run(
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
     let folder = preparation::output_folder(args.run.out.as_deref(), "split")?;
+    let kept_fit = kept_fit(&args.link)?;
     let peer = (args.peer.as_deref())
         .map(|address| remote_peer(address, &args.link))
         .transpose()?;
@@ -74,7 +77,7 @@ pub fn run(
             },
             (None, None) => unreachable!("without a peer a local one was started"),
         };
-        let remote = connect(&peer, &introduction, &mut record).await?;
+        let remote = connect(&peer, &introduction, kept_fit, &mut record).await?;
         let mut ways = split_ways(&args.link);
         if stand_in.is_none() {
             ways.push(Way::SingleHere);
@@ -87,6 +90,13 @@ pub fn run(
     // The decode node ends before the results are shown.
     drop(local);
     super::conclude(&record, &folder, &args.run.output, outcome, terminal)
+}
+
+/// The fit of an earlier sweep, where the user names its file.
+pub(super) fn kept_fit(link: &LinkArgs) -> Result<Option<KeptFit>, Failure> {
+    (link.link_fit.as_deref())
+        .map(|path| KeptFit::read(path, link.streams))
+        .transpose()
 }
 
 /// The decode node that the user names, with the token that it will demand.
@@ -129,9 +139,13 @@ pub(super) fn split_ways(link: &LinkArgs) -> Vec<Way> {
 pub(super) async fn connect<'a>(
     peer: &'a Peer,
     introduction: &'a Introduction,
+    kept_fit: Option<KeptFit>,
     record: &mut Record,
 ) -> anyhow::Result<Remote<'a>> {
     let connection = Connection::open(peer, introduction).await?;
+    if let Some(kept) = &kept_fit {
+        kept.check(connection.facts())?;
+    }
     // A decode node of another version may describe itself in other words; that is no reason to
     // refuse it, the wire version was checked.
     record.environment.decode = serde_json::from_value(connection.peer().environment.clone()).ok();
@@ -142,7 +156,8 @@ pub(super) async fn connect<'a>(
         tcp_info_before: connection.tcp_info(),
         tcp_info_after: None,
         round_trips_ns: Vec::new(),
-        fit: None,
+        fit: kept_fit.as_ref().map(|kept| kept.fit),
+        fit_origin: kept_fit.map(|kept| kept.origin),
     });
     Ok(Remote {
         peer,

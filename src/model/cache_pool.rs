@@ -55,6 +55,25 @@ impl CachePool {
 
     /// An empty cache for at least `tokens` tokens.
     pub fn take(self: &Arc<Self>, layout: KvLayout, tokens: usize) -> Result<Pooled, PoolFull> {
+        self.take_for(layout, tokens, true)
+    }
+
+    /// As [`CachePool::take`], for a cache that no later request can use: its memory goes back to
+    /// the system instead of the pool.
+    pub fn take_once(
+        self: &Arc<Self>,
+        layout: KvLayout,
+        tokens: usize,
+    ) -> Result<Pooled, PoolFull> {
+        self.take_for(layout, tokens, false)
+    }
+
+    fn take_for(
+        self: &Arc<Self>,
+        layout: KvLayout,
+        tokens: usize,
+        is_kept: bool,
+    ) -> Result<Pooled, PoolFull> {
         let capacity = tokens.max(1).next_multiple_of(CAPACITY_STEP_TOKENS);
         let bytes = layout.bytes_per_token().saturating_mul(capacity);
         let mut state = self.state();
@@ -80,6 +99,7 @@ impl CachePool {
         Ok(Pooled {
             cache: Some(cache),
             pool: Arc::clone(self),
+            is_kept,
         })
     }
 
@@ -101,6 +121,7 @@ pub struct Pooled {
     /// Taken only in `drop`.
     cache: Option<KvCache>,
     pool: Arc<CachePool>,
+    is_kept: bool,
 }
 
 impl Deref for Pooled {
@@ -122,7 +143,9 @@ impl Drop for Pooled {
             cache.reset();
             let mut state = self.pool.state();
             state.in_use_bytes -= cache.memory_bytes();
-            state.free.push(cache);
+            if self.is_kept {
+                state.free.push(cache);
+            }
         }
     }
 }
@@ -150,6 +173,14 @@ mod tests {
         assert_eq!(second.len_tokens(), 0);
         second.claim(0, 0, 1).unwrap().land();
         assert_eq!(second.read(0, 0..1).unwrap().as_ptr(), address);
+    }
+
+    #[test]
+    fn a_cache_for_once_is_not_kept() {
+        let pool = CachePool::new(1 << 20);
+        drop(pool.take_once(LAYOUT, 10).unwrap());
+        assert!(pool.state().free.is_empty());
+        assert_eq!(pool.state().in_use_bytes, 0);
     }
 
     #[test]

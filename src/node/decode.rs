@@ -27,9 +27,8 @@ use super::generation::{self, Clock, Emission, Proofs, Request};
 use super::reception::{Reception, Sessions, SharedSession};
 use crate::environment::process_peak_rss_bytes;
 use crate::metrics::{Event, EventName, Node};
-use crate::model::cache_pool::{CachePool, Pooled};
+use crate::model::cache_pool::{CachePool, PoolFull, Pooled};
 use crate::model::engine::Engine;
-use crate::model::kv_cache::KvLayout;
 use crate::wire::handshake::refuse;
 use crate::wire::message::{
     self, Admit, Failed, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Refuse, RefuseCode,
@@ -319,19 +318,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         Ok(())
     }
 
-    /// Memory for a request.
-    async fn take_cache(&self, layout: KvLayout, tokens: usize) -> Result<Pooled, Refuse> {
-        let pool = Arc::clone(&self.node.pool);
-        // Touching fresh memory takes long enough to hold up other peers' tokens.
-        let taken = tokio::task::spawn_blocking(move || pool.take(layout, tokens)).await;
-        (taken.map_err(|e| e.to_string()))
-            .and_then(|taken| taken.map_err(|e| e.to_string()))
-            .map_err(|reason| Refuse {
-                code: RefuseCode::Limit,
-                reason,
-            })
-    }
-
     /// Tells the peer how its request ended, where it does not know yet.
     async fn end_request(&mut self, number: u64, ended: Result<(), Abort>) -> Result<(), Abort> {
         let session = self.session.id;
@@ -384,7 +370,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             chunk_tokens: open.chunk_tokens,
         };
         let layout = engine.shape().kv_layout(request.kv_dtype);
-        let cache = self.take_cache(layout, request.cache_tokens()).await?;
+        let (pool, tokens) = (Arc::clone(&self.node.pool), request.cache_tokens());
+        let cache = take_cache(move || pool.take(layout, tokens)).await?;
         Ok((request, cache, compute))
     }
 
@@ -544,6 +531,20 @@ impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
+}
+
+/// Memory for a request, as `take` gets it.
+async fn take_cache(
+    take: impl FnOnce() -> Result<Pooled, PoolFull> + Send + 'static,
+) -> Result<Pooled, Refuse> {
+    // Touching fresh memory takes long enough to hold up other peers' tokens.
+    let taken = tokio::task::spawn_blocking(take).await;
+    (taken.map_err(|e| e.to_string()))
+        .and_then(|taken| taken.map_err(|e| e.to_string()))
+        .map_err(|reason| Refuse {
+            code: RefuseCode::Limit,
+            reason,
+        })
 }
 
 fn cache_bytes(engine: &Engine, request: &Request) -> u64 {

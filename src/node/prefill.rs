@@ -138,6 +138,11 @@ impl Connection {
         socket::tcp_info(self.reader.inner().as_ref())
     }
 
+    /// Connections that carry pieces.
+    pub fn streams(&self) -> u32 {
+        1 + self.joined.len() as u32
+    }
+
     /// Round trips of `count` empty messages, in ns.
     pub async fn round_trips(&mut self, count: u64) -> Result<Vec<u64>, WireError> {
         let mut round_trips = Vec::new();

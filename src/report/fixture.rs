@@ -206,6 +206,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             tcp_info_after: None,
             round_trips_ns: Vec::new(),
             fit: None,
+            fit_origin: None,
         }),
         cases,
     }

@@ -3,9 +3,9 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use disagg_bench::wire::Kind;
@@ -19,6 +19,36 @@ const KIND: std::ops::Range<usize> = 10..12;
 /// Where the payload's length stands in a header.
 const PAYLOAD_BYTES: std::ops::Range<usize> = 48..56;
 
+/// Counts frames of a kind down to the chosen one. It starts at the first OPEN: before it a run
+/// measures its link, with more pieces or fewer as time allows.
+struct Countdown {
+    kind: Kind,
+    opened: bool,
+    left: usize,
+}
+
+impl Countdown {
+    fn new(kind: Kind, number: usize) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self {
+            kind,
+            opened: false,
+            left: number,
+        }))
+    }
+
+    /// Whether this frame is the chosen one.
+    fn is_chosen(countdown: &Mutex<Self>, frame: &[u8]) -> bool {
+        let is = |kind: Kind| frame[KIND] == (kind as u16).to_le_bytes();
+        let mut this = countdown.lock().unwrap();
+        this.opened |= is(Kind::Open);
+        if !this.opened || !is(this.kind) || this.left == 0 {
+            return false;
+        }
+        this.left -= 1;
+        this.left == 0
+    }
+}
+
 /// Stands between a prefill and a decode node, for one connection.
 pub struct Proxy {
     /// Where it listens.
@@ -30,7 +60,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Passes frames until the `number`th of a kind, counted from 1. Only one connection is taken:
+    /// Passes frames until the `number`th of a kind, counted from 1 at the first OPEN. Only one connection is taken:
     /// afterwards the address answers as a machine on which nothing runs.
     pub fn start(decode_node: &str, kind: Kind, number: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -47,9 +77,11 @@ impl Proxy {
             let both = [prefill.try_clone().unwrap(), decode.try_clone().unwrap()];
             let back = [decode.try_clone().unwrap(), prefill.try_clone().unwrap()];
             let told = tell.clone();
+            let countdown = Countdown::new(kind, number);
+            let same = Arc::clone(&countdown);
             let threads = [
-                std::thread::spawn(move || forward([prefill, decode], kind, number, &tell)),
-                std::thread::spawn(move || forward(back, kind, number, &told)),
+                std::thread::spawn(move || forward([prefill, decode], &countdown, &tell)),
+                std::thread::spawn(move || forward(back, &same, &told)),
             ];
             // An error is the cut.
             let _: Result<(), _> = cut.recv();
@@ -101,12 +133,10 @@ fn close(streams: &[TcpStream; 2]) {
 }
 
 /// Copies frames until either end closes or the chosen one comes.
-fn forward(streams: [TcpStream; 2], kind: Kind, number: usize, stopped: &Sender<()>) {
+fn forward(streams: [TcpStream; 2], countdown: &Mutex<Countdown>, stopped: &Sender<()>) {
     let (mut from, mut to) = (&streams[0], &streams[1]);
-    let mut left = number;
     while let Some(frame) = read_frame(&mut from) {
-        left -= usize::from(frame[KIND] == (kind as u16).to_le_bytes());
-        if left == 0 {
+        if Countdown::is_chosen(countdown, &frame) {
             let _ = to.write_all(&frame[..frame.len() / 2]);
             let _ = stopped.send(());
             return;
@@ -127,13 +157,13 @@ pub struct DamagingProxy {
 }
 
 impl DamagingProxy {
-    /// Flips a bit in the payload of the `number`th frame of a kind, counted from 1, that a
-    /// prefill node sends.
+    /// Flips a bit in the payload of the `number`th frame of a kind, counted from 1 at the first
+    /// OPEN, that a prefill node sends.
     pub fn start(decode_node: &str, kind: Kind, number: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (upstream, ended) = (decode_node.to_owned(), Arc::new(AtomicBool::new(false)));
-        let (is_over, left) = (Arc::clone(&ended), Arc::new(AtomicUsize::new(number)));
+        let (is_over, countdown) = (Arc::clone(&ended), Countdown::new(kind, number));
         let accepting = std::thread::spawn(move || {
             for prefill in listener.incoming().map_while(Result::ok) {
                 let decode = TcpStream::connect(&upstream);
@@ -141,9 +171,9 @@ impl DamagingProxy {
                     return;
                 };
                 let back = [decode.try_clone().unwrap(), prefill.try_clone().unwrap()];
-                let left = Arc::clone(&left);
-                std::thread::spawn(move || pass([prefill, decode], kind, &left));
-                std::thread::spawn(move || pass(back, kind, &AtomicUsize::new(usize::MAX)));
+                let countdown = Arc::clone(&countdown);
+                std::thread::spawn(move || pass([prefill, decode], Some(&countdown)));
+                std::thread::spawn(move || pass(back, None));
             }
         });
         Self {
@@ -164,12 +194,11 @@ impl Drop for DamagingProxy {
     }
 }
 
-/// Copies frames until either end closes; the one at which `left` reaches zero is damaged.
-fn pass(streams: [TcpStream; 2], kind: Kind, left: &AtomicUsize) {
+/// Copies frames until either end closes; the chosen one is damaged.
+fn pass(streams: [TcpStream; 2], countdown: Option<&Mutex<Countdown>>) {
     let (mut from, mut to) = (&streams[0], &streams[1]);
     while let Some(mut frame) = read_frame(&mut from) {
-        let is_kind = frame[KIND] == (kind as u16).to_le_bytes();
-        if is_kind && left.fetch_sub(1, Ordering::SeqCst) == 1 {
+        if countdown.is_some_and(|countdown| Countdown::is_chosen(countdown, &frame)) {
             let middle = HEADER_BYTES + (frame.len() - HEADER_BYTES) / 2;
             frame[middle] ^= 0x40;
         }

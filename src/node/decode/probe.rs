@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::answer::Answer;
-use super::{Abort, Peer};
+use super::{Abort, Peer, take_cache};
 use crate::metrics::{Finish, Node};
-use crate::model::cache_pool::Pooled;
+use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::kv_cache::{KvDtype, KvLayout};
 use crate::node::generation::Clock;
 use crate::node::reception::Reception;
@@ -83,7 +83,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 ),
             });
         }
-        self.take_cache(probe_layout(probe), probe.tokens as usize)
-            .await
+        let (pool, layout) = (Arc::clone(&self.node.pool), probe_layout(probe));
+        let tokens = probe.tokens as usize;
+        // A node with a model measures the link for a moment and then needs the memory for
+        // requests; one without has nothing else to do.
+        let take = match self.node.compute {
+            Some(_) => CachePool::take_once,
+            None => CachePool::take,
+        };
+        take_cache(move || take(&pool, layout, tokens)).await
     }
 }

@@ -1,0 +1,79 @@
+//! A fit that an earlier `link` wrote, and whether it is one of the link that a run uses.
+
+use std::path::Path;
+
+use super::{Fit, FitOrigin, Sweep};
+use crate::failure::Failure;
+use crate::metrics::SCHEMA_VERSION;
+use crate::wire::socket::SocketFacts;
+
+/// The fit of a run's number of streams, from a file.
+#[derive(Clone, Debug)]
+pub struct KeptFit {
+    /// The fit.
+    pub fit: Fit,
+    /// The file.
+    pub origin: FitOrigin,
+    socket: SocketFacts,
+}
+
+impl KeptFit {
+    /// Reads what `link --format json -o FILE` wrote and picks the fit for `streams` connections.
+    pub fn read(path: &Path, streams: u32) -> Result<Self, Failure> {
+        let file = path.display();
+        let unusable = |why: String| {
+            Failure::Setting(format!(
+                "--link-fit {file}: {why}: write one with `disagg-bench link --format json -o FILE`"
+            ))
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| unusable(e.to_string()))?;
+        let version = serde_json::from_str(&text)
+            .map(|value: serde_json::Value| value["schema_version"].as_u64());
+        match version {
+            Ok(Some(version)) if version != u64::from(SCHEMA_VERSION) => {
+                return Err(unusable(format!(
+                    "its schema_version is {version}, this build reads {SCHEMA_VERSION}"
+                )));
+            }
+            _ => {}
+        }
+        let sweep: Sweep = serde_json::from_str(&text)
+            .map_err(|error| unusable(format!("not what `link` writes ({error})")))?;
+        let Some(fit) = sweep.fits.iter().find(|fit| fit.streams == streams) else {
+            let known: Vec<String> = sweep.fits.iter().map(|f| f.streams.to_string()).collect();
+            return Err(Failure::Setting(format!(
+                "--link-fit {file} has no fit of --streams {streams}, it has {}: sweep that many \
+                 with `link --streams {streams}`, or choose another number",
+                match known.is_empty() {
+                    true => "none at all".to_owned(),
+                    false => known.join(", "),
+                }
+            )));
+        };
+        Ok(Self {
+            fit: *fit,
+            origin: FitOrigin::File(file.to_string()),
+            socket: sweep.socket,
+        })
+    }
+
+    /// Refuses a fit of another peer or another congestion control than the run's connection has.
+    pub fn check(&self, run: &SocketFacts) -> Result<(), Failure> {
+        let ip = |facts: &SocketFacts| facts.peer.ip().to_canonical().to_string();
+        let control = |facts: &SocketFacts| {
+            let name = facts.congestion_control.as_deref();
+            name.unwrap_or("no known congestion control").to_owned()
+        };
+        let differs = |what: &str, was: String, is: String| match was == is {
+            true => Ok(()),
+            false => Err(Failure::Setting(format!(
+                "--link-fit was measured {what} {was}, this run's connection is {what} {is}: sweep \
+                 the link that the run uses"
+            ))),
+        };
+        if !(self.socket.loopback && run.loopback) {
+            differs("to", ip(&self.socket), ip(run))?;
+        }
+        differs("with", control(&self.socket), control(run))
+    }
+}
