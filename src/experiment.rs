@@ -239,7 +239,7 @@ impl Experiment<'_> {
             link.fit = short_fit(connection, pool, layout.into(), largest_bytes)
                 .await
                 .context("measuring the link before the first request")?;
-            link.fit_origin = link.fit.map(|_| FitOrigin::Measured);
+            link.fit_origin = link.fit.as_ref().map(|_| FitOrigin::Measured);
         }
         Ok(())
     }

@@ -338,8 +338,11 @@ fn a_delayed_link_has_its_round_trip_in_every_figure_that_waits_for_it() {
     assert!(round_trip_ns >= 10_000_000, "{round_trip_ns}");
     for transfer in [Transfer::Bulk, Transfer::Layered, Transfer::Auto] {
         let arm = arm(&case, transfer);
-        // The last piece's way there; its acknowledgement's way back is not counted.
-        assert!(arm.exposed_transfer_ms.unwrap().min >= 5.0, "{transfer}");
+        // The last piece's way there, of which in layered mode the last layer's own compute hides
+        // a part; its acknowledgement's way back is not counted.
+        if transfer == Transfer::Bulk {
+            assert!(arm.exposed_transfer_ms.unwrap().min >= 5.0);
+        }
         // There and, with the second token, back.
         let gap_ms = arm.ttst_ms.unwrap().median - arm.ttft_ms.unwrap().median;
         assert!(gap_ms >= 10.0, "{transfer}: {gap_ms}");

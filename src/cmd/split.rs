@@ -156,7 +156,7 @@ pub(super) async fn connect<'a>(
         tcp_info_before: connection.tcp_info(),
         tcp_info_after: None,
         round_trips_ns: Vec::new(),
-        fit: kept_fit.as_ref().map(|kept| kept.fit),
+        fit: kept_fit.as_ref().map(|kept| kept.fit.clone()),
         fit_origin: kept_fit.map(|kept| kept.origin),
     });
     Ok(Remote {

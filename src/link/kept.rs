@@ -51,7 +51,7 @@ impl KeptFit {
             )));
         };
         Ok(Self {
-            fit: *fit,
+            fit: fit.clone(),
             origin: FitOrigin::File(file.to_string()),
             socket: sweep.socket,
         })

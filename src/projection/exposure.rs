@@ -96,7 +96,9 @@ impl Prefill {
 /// `round_trip_ns` is the smallest of the link: the fit's fixed cost includes the last
 /// acknowledgement's way back, which is no part of the exposed transfer.
 pub fn exposed_ns(fit: &Fit, round_trip_ns: u64, prefill: &Prefill, is_layered: bool) -> f64 {
-    let ns_per_byte = fit.beta_gbps.map_or(0.0, |gbps| 8.0 / gbps);
+    let bytes: f64 = prefill.parts.iter().map(|p| p.bytes).sum();
+    // Parts of one stream go at the rate of the whole of it.
+    let ns_per_byte = fit.wire_ns(bytes.round() as u64) / bytes.max(1.0);
     let cost =
         |part: &Part| part.pieces * fit.overhead_us_per_piece * 1e3 + part.bytes * ns_per_byte;
     let ready = |part: &Part| match is_layered {
@@ -142,6 +144,7 @@ pub fn choose(fit: Option<&Fit>, round_trip_ns: u64, measured: &[Prefill], token
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::SizeTime;
     use proptest::prelude::*;
 
     fn fit(alpha_us: f64, overhead_us_per_piece: f64, beta_gbps: f64) -> Fit {
@@ -150,6 +153,10 @@ mod tests {
             alpha_us,
             overhead_us_per_piece,
             beta_gbps: Some(beta_gbps),
+            sizes: vec![SizeTime {
+                bytes: 1 << 16,
+                wire_ms: 65_536.0 * 8.0 / beta_gbps / 1e6,
+            }],
             worst_residual_pct: 0.0,
             held_out_error_pct: None,
         }
