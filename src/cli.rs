@@ -255,6 +255,9 @@ pub struct LinkArgs {
     /// it for a moment before the first request
     #[arg(long, value_name = "FILE")]
     pub link_fit: Option<PathBuf>,
+    /// Interface, or its address, that connections to the peer leave by [default: as routed]
+    #[arg(long, value_name = "ADDRESS|INTERFACE", requires = "peer")]
+    pub bind: Option<String>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]
@@ -290,6 +293,7 @@ pub struct SplitArgs {
   disagg-bench link                                           what loopback and this code can do
   disagg-bench serve-decode --link-only --listen 0.0.0.0:5557 --token-file token.txt
   disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt --shape Llama-3.1-8B
+  disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt --bind ib0
   disagg-bench link --sizes 64KiB,64MiB --streams 1,4 --format json")]
 pub struct LinkCommandArgs {
     /// A node started with `serve-decode --link-only` [default: one of its own on loopback]
@@ -316,6 +320,9 @@ pub struct LinkCommandArgs {
     /// Pause before one more transfer of each size, over connections gone idle; 0 leaves it out
     #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = parse_seconds)]
     pub idle_seconds: Duration,
+    /// Interface, or its address, that connections to the peer leave by [default: as routed]
+    #[arg(long, value_name = "ADDRESS|INTERFACE", requires = "peer")]
+    pub bind: Option<String>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]

@@ -14,6 +14,7 @@ pub use limit::limit;
 
 use serde::{Deserialize, Serialize};
 
+use crate::environment::NetworkInterface;
 use crate::stats::Figure;
 use crate::wire::socket::{SocketFacts, TcpInfo};
 
@@ -112,6 +113,9 @@ pub struct Sweep {
     pub kv_bytes_per_token: u64,
     /// Socket options of the first connection, as read back.
     pub socket: SocketFacts,
+    /// The interface that carried it; null where the system does not tell.
+    #[serde(default)]
+    pub interface: Option<NetworkInterface>,
     /// Smallest round trip of an empty message.
     pub min_round_trip_us: f64,
     /// Pause before the transfers after idle; null where none were measured.

@@ -120,6 +120,44 @@ fn a_sweep_against_another_process_is_a_table() {
 }
 
 #[test]
+fn connections_leave_by_the_interface_that_is_named() {
+    let place = Workplace::new();
+    let node = place.serve(&["--link-only"]);
+    let sweep = |bind: &'static str| {
+        let arguments = [
+            "--streams",
+            "2",
+            "--format",
+            "json",
+            "--bind",
+            bind,
+            "--peer",
+        ];
+        let mut command = place.command(&with(&arguments));
+        command.arg(&node.address);
+        Ended::of(command)
+    };
+    for (bind, local) in [("lo", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")] {
+        let ended = sweep(bind).exits(0);
+        let sweep: Sweep = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(sweep.socket.local.ip().to_string(), local);
+        let interface = sweep.interface.unwrap();
+        assert_eq!(
+            (interface.name.as_str(), interface.is_loopback),
+            ("lo", true)
+        );
+        assert!(interface.mtu_bytes.unwrap() >= 1500);
+    }
+    // An address of the documentation's own network, which nobody has.
+    for bind in ["no-such-interface", "198.51.100.7"] {
+        sweep(bind).fails(3, &["--bind", bind, "lo (127.0.0.1"]);
+    }
+    sweep("::1").fails(4, &["::1 has no IPv4 address"]);
+    let alone = place.command(&["link", "--bind", "lo"]);
+    Ended::of(alone).fails(2, &["--peer"]);
+}
+
+#[test]
 fn what_cannot_be_swept_is_refused() {
     let place = Workplace::new();
     let cases: [(&[&str], i32, &str); 7] = [

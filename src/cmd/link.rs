@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::split::remote_peer_with;
 use crate::cli::{Format, LinkCommandArgs};
-use crate::environment::Environment;
+use crate::environment::{Environment, carrying_interface};
 use crate::experiment::now;
 use crate::failure::Failure;
 use crate::link::{Fit, LeftOut, Observed, Row, Sweep, Times, ceiling_gbps, limit};
@@ -34,7 +34,7 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
     let congestion = args.socket.congestion_control.as_deref();
     let (mut peer, local) = match &args.peer {
         Some(address) => (
-            remote_peer_with(address, &args.token, &args.socket, 1)?,
+            remote_peer_with(address, &args.token, &args.socket, args.bind.as_deref(), 1)?,
             None,
         ),
         None => {
@@ -44,6 +44,7 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
                 token: None,
                 congestion_control: congestion.map(str::to_owned),
                 streams: 1,
+                source: None,
             };
             (peer, Some(local))
         }
@@ -163,6 +164,7 @@ impl Sweeping<'_> {
                 .filter_map(|n| Fit::of_rows(&rows, *n))
                 .collect(),
             limit: limit(&socket, &observed),
+            interface: carrying_interface(&socket),
             left_out: std::mem::take(&mut self.left_out),
             observed,
             socket,

@@ -142,6 +142,7 @@ mod tests {
                 recv_buffer_bytes: 131_072,
                 mss_bytes: Some(1_448),
             },
+            interface: None,
             min_round_trip_us: 40.0,
             idle_gap_ms: Some(1000),
             ceiling_gbps: ceiling_gbps(&rows),
