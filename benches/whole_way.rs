@@ -98,7 +98,7 @@ struct Sender {
 
 impl Sender {
     async fn connect(address: &str) -> Result<Self, WireError> {
-        let (stream, facts) = socket::connect(address, CONNECT_TIMEOUT, None).await?;
+        let (stream, facts) = socket::connect(address, CONNECT_TIMEOUT, None, None).await?;
         let (reader, writer) = frames(stream);
         Ok(Self {
             reader,

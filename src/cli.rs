@@ -1,6 +1,7 @@
 //! The command line: what can be said, no logic.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -255,6 +256,9 @@ pub struct LinkArgs {
     /// it for a moment before the first request
     #[arg(long, value_name = "FILE")]
     pub link_fit: Option<PathBuf>,
+    /// Interface, or its address, that connections to the peer leave by [default: as routed]
+    #[arg(long, value_name = "ADDRESS|INTERFACE", requires = "peer")]
+    pub bind: Option<String>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]
@@ -290,6 +294,7 @@ pub struct SplitArgs {
   disagg-bench link                                           what loopback and this code can do
   disagg-bench serve-decode --link-only --listen 0.0.0.0:5557 --token-file token.txt
   disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt --shape Llama-3.1-8B
+  disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt --bind ib0
   disagg-bench link --sizes 64KiB,64MiB --streams 1,4 --format json")]
 pub struct LinkCommandArgs {
     /// A node started with `serve-decode --link-only` [default: one of its own on loopback]
@@ -299,7 +304,7 @@ pub struct LinkCommandArgs {
     #[arg(long, default_value = "SmolLM2-135M", value_name = "NAME")]
     pub shape: String,
     /// Payload sizes; a payload is a whole number of tokens
-    #[arg(long, default_value = "64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB", value_name = "SIZE,SIZE", value_delimiter = ',', value_parser = parse_size)]
+    #[arg(long, default_value = "64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB,1GiB", value_name = "SIZE,SIZE", value_delimiter = ',', value_parser = parse_size)]
     pub sizes: Vec<u64>,
     /// Numbers of TCP connections to try
     #[arg(long, default_value = "1,2,4", value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -307,15 +312,37 @@ pub struct LinkCommandArgs {
     /// Largest pieces to try, at most 1MiB
     #[arg(long, default_value = "64KiB,1MiB", value_name = "SIZE,SIZE", value_delimiter = ',', value_parser = parse_size)]
     pub piece_sizes: Vec<u64>,
-    /// Measured transfers of each combination
-    #[arg(long, default_value_t = 9, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Warm transfers of each combination; fewer where --seconds-per-row is over before
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub repeats: u32,
+    /// Time for each combination; one that cannot have a cold and a warm transfer in it is left out
+    #[arg(long, default_value = "3", value_name = "SECONDS", value_parser = parse_seconds)]
+    pub seconds_per_row: Duration,
+    /// Pause before one more transfer of each size, over connections gone idle; 0 leaves it out
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = parse_seconds)]
+    pub idle_seconds: Duration,
+    /// Interface, or its address, that connections to the peer leave by [default: as routed]
+    #[arg(long, value_name = "ADDRESS|INTERFACE", requires = "peer")]
+    pub bind: Option<String>,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]
     pub socket: SocketArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Longest time that a flag takes.
+const MAX_SECONDS: f64 = 3600.0;
+
+/// Reads a time such as `1` or `0.5`.
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|s| (0.0..=MAX_SECONDS).contains(s));
+    (seconds.map(Duration::from_secs_f64))
+        .ok_or_else(|| format!("{text:?} is no time: write seconds from 0 to {MAX_SECONDS}"))
 }
 
 /// Reads a size such as `64KiB`, `10MB` or `4096`.

@@ -10,7 +10,7 @@ mod processor;
 
 pub use build::Build;
 pub use host::Host;
-pub use nic::{NetworkInterface, congestion_control};
+pub use nic::{NetworkInterface, carrying_interface, congestion_control, interfaces};
 pub use process::{process_peak_rss_bytes, process_rss_bytes, reset_peak_rss};
 pub use processor::Processor;
 
@@ -57,7 +57,7 @@ impl Environment {
             compute_variables: compute_variables(std::env::vars_os().filter_map(
                 |(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)),
             )),
-            network_interfaces: nic::all(Path::new("/sys/class/net")),
+            network_interfaces: nic::all(Path::new(nic::CLASS_NET)),
             congestion_control: congestion_control(),
         }
     }

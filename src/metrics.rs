@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::environment::Environment;
+use crate::environment::{Environment, NetworkInterface};
 use crate::link::{Fit, FitOrigin};
 use crate::wire::message::KvDtype;
 use crate::wire::socket::{SocketFacts, TcpInfo};
@@ -221,6 +221,10 @@ pub struct LinkRecord {
     /// Where the fit came from; null without one.
     #[serde(default)]
     pub fit_origin: Option<FitOrigin>,
+    /// The interface that carried the bytes, on the prefill node; null where the system does not
+    /// tell and in records from before it was looked for.
+    #[serde(default)]
+    pub interface: Option<NetworkInterface>,
 }
 
 impl LinkRecord {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cli::{ModelArgs, PromptArgs, RequestArgs, RunArgs, TokenArgs};
-use crate::environment::{Environment, process_rss_bytes};
+use crate::environment::{self, Environment, process_rss_bytes};
 use crate::experiment::{Plan, Way, now};
 use crate::failure::Failure;
 use crate::metrics::{
@@ -20,7 +20,7 @@ use crate::node;
 use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
 use crate::terminal::Terminal;
-use crate::wire::Token;
+use crate::wire::{Source, Token};
 use crate::workload::{self, PlainText, Prompt};
 
 /// Compute threads: the flag, else what the user told the compute libraries, else all cores that
@@ -229,6 +229,12 @@ pub fn token(args: &TokenArgs) -> anyhow::Result<Option<Token>> {
         },
         None => Token::from_env().map_err(|error| unusable("DISAGG_TOKEN", error).into()),
     }
+}
+
+/// The interface or address that `--bind` names.
+pub fn source(bind: &str) -> Result<Source, Failure> {
+    Source::choose(bind, &environment::interfaces())
+        .map_err(|why| Failure::Setting(format!("--bind: {why}")))
 }
 
 /// Refuses to go off loopback without a token, unless the user said so aloud.

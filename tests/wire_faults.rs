@@ -59,7 +59,7 @@ impl Lab {
     }
 
     async fn connect(&self) -> Link {
-        let connected = socket::connect(&self.node.address, DEADLINE, None).await;
+        let connected = socket::connect(&self.node.address, DEADLINE, None, None).await;
         let (read, mut write) = connected.unwrap().0.into_split();
         let mut reader = FrameReader::new(read);
         let mut writer = FrameWriter::new(&mut write);

@@ -1,21 +1,23 @@
 //! `link`: a sweep of KV-shaped payloads over a link, without a model.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use anyhow::Context;
 
 use super::split::remote_peer_with;
 use crate::cli::{Format, LinkCommandArgs};
-use crate::environment::Environment;
+use crate::environment::{Environment, carrying_interface};
 use crate::experiment::now;
 use crate::failure::Failure;
-use crate::link::{Fit, Observed, Row, Sweep, ceiling_gbps, limit};
+use crate::link::{Fit, LeftOut, Observed, Row, Sweep, Times, ceiling_gbps, limit};
 use crate::local_peer::LocalPeer;
 use crate::metrics::SCHEMA_VERSION;
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::published::{self, PublishedShape};
 use crate::node;
 use crate::node::prefill::{Connection, Peer};
-use crate::node::probing::{CacheShape, filled, timed};
-use crate::stats::Figure;
+use crate::node::probing::{CacheShape, filled, is_refusal, timed};
 use crate::terminal::{Task, Terminal};
 use crate::wire::MAX_PIECE_BYTES;
 use crate::wire::message::{Introduction, Probe};
@@ -32,7 +34,7 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
     let congestion = args.socket.congestion_control.as_deref();
     let (mut peer, local) = match &args.peer {
         Some(address) => (
-            remote_peer_with(address, &args.token, &args.socket, 1)?,
+            remote_peer_with(address, &args.token, &args.socket, args.bind.as_deref(), 1)?,
             None,
         ),
         None => {
@@ -42,16 +44,30 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
                 token: None,
                 congestion_control: congestion.map(str::to_owned),
                 streams: 1,
+                source: None,
             };
             (peer, Some(local))
         }
     };
     let combinations = args.sizes.len() * args.streams.len() * args.piece_sizes.len();
     let task = terminal.task("measuring", combinations as u64);
-    let pool = CachePool::new(node::cache_limit_bytes(&environment));
+    let mut sweeping = Sweeping {
+        args,
+        shape: CacheShape {
+            n_layers: shape.n_layers(),
+            row_bytes: shape.row_bytes() as u32,
+        },
+        peer: &mut peer,
+        introduction: &introduction,
+        pool: CachePool::new(node::cache_limit_bytes(&environment)),
+        task: &task,
+        rows: Vec::new(),
+        left_out: Vec::new(),
+        best: None,
+    };
     let measured = super::runtime()?.block_on(async {
         tokio::select! {
-            measured = sweep(args, shape, &mut peer, &introduction, &pool, &task) => measured,
+            measured = sweeping.run() => measured,
             signal = tokio::signal::ctrl_c() => {
                 signal?;
                 Err(Failure::Interrupted.into())
@@ -61,6 +77,7 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
     drop((task, local));
     let mut sweep = measured?;
     sweep.git_revision = environment.build.git_revision;
+    sweep.shape = shape.model.clone();
     let text = match args.output.format {
         Format::Table => sweep.to_terminal(),
         Format::Json => serde_json::to_string_pretty(&sweep)?,
@@ -96,112 +113,170 @@ fn check_pieces(args: &LinkCommandArgs, shape: &PublishedShape) -> Result<(), Fa
     }
 }
 
-async fn sweep(
-    args: &LinkCommandArgs,
-    shape: &PublishedShape,
-    peer: &mut Peer,
-    introduction: &Introduction,
-    pool: &std::sync::Arc<CachePool>,
-    task: &Task,
-) -> anyhow::Result<Sweep> {
-    let mut rows: Vec<Row> = Vec::new();
-    let mut best: Option<(f64, Observed)> = None;
-    let mut facts = None;
-    let mut min_round_trip_ns = u64::MAX;
-    let cache_shape = CacheShape {
-        n_layers: shape.n_layers(),
-        row_bytes: shape.row_bytes() as u32,
-    };
-    for &streams in &args.streams {
-        peer.streams = streams;
-        let mut connection = Connection::open(peer, introduction).await?;
-        let round_trips = connection.round_trips(ROUND_TRIPS).await?;
-        min_round_trip_ns = round_trips.into_iter().fold(min_round_trip_ns, u64::min);
-        facts.get_or_insert_with(|| connection.facts().clone());
-        for &size in &args.sizes {
-            let probe = cache_shape.probe(size);
-            let cache = filled(pool, probe)?;
-            for &piece_bytes in &args.piece_sizes {
-                task.now(&format!("measuring {size} bytes x{streams}"));
-                let before = connection.tcp_info();
-                let (cpu, wall) = (cpu_time(), Instant::now());
-                let row =
-                    measure(args, streams, &mut connection, &cache, probe, piece_bytes).await?;
-                let observed = Observed {
-                    cpu_share: (cpu_time() - cpu).as_secs_f64() / wall.elapsed().as_secs_f64(),
-                    before,
-                    after: connection.tcp_info(),
-                };
-                if best
-                    .as_ref()
-                    .is_none_or(|(gbps, _)| row.gbps.median > *gbps)
-                {
-                    best = Some((row.gbps.median, observed));
-                }
-                // Two limits can cut a small cache into the same pieces: that is one row.
-                let known =
-                    |r: &Row| (r.bytes, r.streams, r.pieces) == (row.bytes, streams, row.pieces);
-                if !rows.iter().any(known) {
-                    rows.push(row);
-                }
-                task.step();
-            }
-        }
-    }
-    let (socket, (_, observed)) = facts.zip(best).ok_or_else(|| {
-        Failure::Setting("nothing to measure: give --sizes, --streams and --piece-sizes".into())
-    })?;
-    Ok(Sweep {
-        schema_version: SCHEMA_VERSION,
-        argv: std::env::args_os()
-            .map(|a| a.to_string_lossy().into_owned())
-            .collect(),
-        git_revision: String::new(),
-        measured_at: now(),
-        shape: shape.model.clone(),
-        kv_bytes_per_token: cache_shape.bytes_per_token(),
-        min_round_trip_us: min_round_trip_ns as f64 / 1e3,
-        ceiling_gbps: ceiling_gbps(&rows),
-        fits: args
-            .streams
-            .iter()
-            .filter_map(|n| Fit::of_rows(&rows, *n))
-            .collect(),
-        limit: limit(&socket, &observed),
-        observed,
-        socket,
-        rows,
-    })
+/// A sweep under way.
+struct Sweeping<'a> {
+    args: &'a LinkCommandArgs,
+    shape: CacheShape,
+    peer: &'a mut Peer,
+    introduction: &'a Introduction,
+    pool: Arc<CachePool>,
+    task: &'a Task,
+    rows: Vec<Row>,
+    left_out: Vec<LeftOut>,
+    /// What was seen while the fastest row so far was measured.
+    best: Option<(f64, Observed)>,
 }
 
-async fn measure(
-    args: &LinkCommandArgs,
-    streams: u32,
-    connection: &mut Connection,
-    cache: &Pooled,
-    probe: Probe,
-    piece_bytes: u64,
-) -> anyhow::Result<Row> {
-    let mut busy_ns = Vec::new();
-    let (mut bytes, mut pieces) = (0, 0);
-    for _ in 0..=args.repeats {
-        let sent = timed(connection, cache, probe, piece_bytes).await?;
-        (bytes, pieces) = (sent.bytes, sent.pieces);
-        busy_ns.push(sent.busy_ns as f64);
+impl Sweeping<'_> {
+    async fn run(&mut self) -> anyhow::Result<Sweep> {
+        self.peer.streams = 1;
+        let mut connection = Connection::open(self.peer, self.introduction).await?;
+        let round_trips = connection.round_trips(ROUND_TRIPS).await?;
+        let socket = connection.facts().clone();
+        let peer_limit_bytes = connection.peer().limits.max_cache_bytes;
+        drop(connection);
+        for size in &self.args.sizes {
+            self.size(self.shape.probe(*size), peer_limit_bytes).await?;
+        }
+        let Some((_, observed)) = self.best.take() else {
+            let last = self
+                .left_out
+                .last()
+                .map(|left_out| left_out.reason.as_str());
+            let reason = last.unwrap_or("give --sizes, --streams and --piece-sizes");
+            return Err(Failure::Setting(format!("nothing was measured: {reason}")).into());
+        };
+        let rows = std::mem::take(&mut self.rows);
+        let idle = self.args.idle_seconds;
+        Ok(Sweep {
+            schema_version: SCHEMA_VERSION,
+            argv: std::env::args_os()
+                .map(|a| a.to_string_lossy().into_owned())
+                .collect(),
+            git_revision: String::new(),
+            measured_at: now(),
+            shape: String::new(),
+            kv_bytes_per_token: self.shape.bytes_per_token(),
+            min_round_trip_us: round_trips.into_iter().min().unwrap_or(0) as f64 / 1e3,
+            idle_gap_ms: (!idle.is_zero()).then_some(idle.as_millis() as u64),
+            ceiling_gbps: ceiling_gbps(&rows),
+            fits: (self.args.streams.iter())
+                .filter_map(|n| Fit::of_rows(&rows, *n))
+                .collect(),
+            limit: limit(&socket, &observed),
+            interface: carrying_interface(&socket),
+            left_out: std::mem::take(&mut self.left_out),
+            observed,
+            socket,
+            rows,
+        })
     }
-    let gbps = |ns: &f64| bytes as f64 * 8.0 / ns;
-    let (first, warm) = (busy_ns[0], &busy_ns[1..]);
-    let figure = |values: Vec<f64>| {
-        Figure::of(&values).ok_or_else(|| anyhow::anyhow!("--repeats must be at least 1"))
-    };
-    Ok(Row {
-        bytes,
-        streams,
-        pieces,
-        transfer_ms: figure(warm.iter().map(|ns| ns / 1e6).collect())?,
-        gbps: figure(warm.iter().map(gbps).collect())?,
-        first_gbps: gbps(&first),
-    })
+
+    /// All combinations of one size.
+    async fn size(&mut self, probe: Probe, peer_limit_bytes: u64) -> anyhow::Result<()> {
+        let bytes = self.shape.bytes_per_token() * u64::from(probe.tokens);
+        let mut piece_sizes = self.args.piece_sizes.clone();
+        piece_sizes.sort_unstable();
+        // Two limits can cut a small cache into the same pieces: that is one row.
+        piece_sizes.dedup_by_key(|size| self.shape.pieces(probe.tokens, *size));
+        let cache = match bytes > peer_limit_bytes {
+            true => Err(format!(
+                "the decode node takes caches of up to {peer_limit_bytes} bytes"
+            )),
+            false => filled(&self.pool, probe).map_err(|full| full.to_string()),
+        };
+        for &streams in &self.args.streams {
+            for (at, &piece_bytes) in piece_sizes.iter().enumerate() {
+                let pieces = self.shape.pieces(probe.tokens, piece_bytes);
+                self.task
+                    .now(&format!("measuring {bytes} bytes x {streams}"));
+                let row = match (&cache, self.takes_too_long(bytes, streams)) {
+                    (Err(reason), _) => Err(reason.clone()),
+                    (_, Some(reason)) => Err(reason),
+                    (Ok(cache), None) => {
+                        let idles = at + 1 == piece_sizes.len();
+                        self.row(streams, cache, probe, piece_bytes, idles).await?
+                    }
+                };
+                match row {
+                    Ok(row) => self.rows.push(row),
+                    Err(reason) => self.left_out.push(LeftOut {
+                        bytes,
+                        streams,
+                        pieces,
+                        reason,
+                    }),
+                }
+                self.task.step();
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a combination is not worth the time, going by the largest smaller one.
+    fn takes_too_long(&self, bytes: u64, streams: u32) -> Option<String> {
+        let smaller = (self.rows.iter()).filter(|r| r.streams == streams && r.bytes < bytes);
+        let known = smaller.max_by_key(|row| row.bytes)?;
+        let seconds = known.transfer_ms.median / 1e3 * bytes as f64 / known.bytes as f64;
+        let budget = self.args.seconds_per_row.as_secs_f64();
+        (2.0 * seconds > budget).then(|| {
+            format!(
+                "a transfer would take about {seconds:.1} s, and two have to fit into \
+                 --seconds-per-row {budget}"
+            )
+        })
+    }
+
+    /// One combination over new connections, or why the decode node does not take it.
+    async fn row(
+        &mut self,
+        streams: u32,
+        cache: &Pooled,
+        probe: Probe,
+        piece_bytes: u64,
+        idles: bool,
+    ) -> anyhow::Result<Result<Row, String>> {
+        self.peer.streams = streams;
+        let mut connection = Connection::open(self.peer, self.introduction).await?;
+        let started = Instant::now();
+        let first = match timed(&mut connection, cache, probe, piece_bytes).await {
+            Ok(first) => first,
+            Err(error) if is_refusal(&error) => return Ok(Err(error.to_string())),
+            Err(error) => return Err(error),
+        };
+        let mut times = Times {
+            cold_ns: first.busy_ns,
+            ..Times::default()
+        };
+        let before = connection.tcp_info();
+        let (cpu, wall) = (cpu_time(), Instant::now());
+        let mut longest = Duration::ZERO;
+        for repeat in 0..self.args.repeats {
+            if repeat > 0 && started.elapsed() + longest > self.args.seconds_per_row {
+                break;
+            }
+            let sent_at = Instant::now();
+            let sent = timed(&mut connection, cache, probe, piece_bytes).await?;
+            longest = longest.max(sent_at.elapsed());
+            times.warm_ns.push(sent.busy_ns);
+        }
+        let observed = Observed {
+            cpu_share: (cpu_time() - cpu).as_secs_f64() / wall.elapsed().as_secs_f64(),
+            before,
+            after: connection.tcp_info(),
+        };
+        if idles && !self.args.idle_seconds.is_zero() {
+            tokio::time::sleep(self.args.idle_seconds).await;
+            let sent = timed(&mut connection, cache, probe, piece_bytes).await?;
+            times.after_idle_ns = Some(sent.busy_ns);
+        }
+        let row = Row::of(first.bytes, streams, first.pieces, times)
+            .context("--repeats must be at least 1")?;
+        if (self.best.as_ref()).is_none_or(|(gbps, _)| row.gbps.median > *gbps) {
+            self.best = Some((row.gbps.median, observed));
+        }
+        Ok(Ok(row))
+    }
 }
 
 /// CPU time that this process has used.

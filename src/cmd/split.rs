@@ -5,7 +5,7 @@ use std::net::ToSocketAddrs;
 
 use crate::baseline::{self, Config};
 use crate::cli::{LinkArgs, SocketArgs, SplitArgs, TokenArgs};
-use crate::environment::{Environment, same_bits_expected};
+use crate::environment::{Environment, carrying_interface, same_bits_expected};
 use crate::experiment::{Remote, Way};
 use crate::failure::Failure;
 use crate::link::KeptFit;
@@ -74,6 +74,7 @@ pub fn run(
                 token: None,
                 congestion_control: congestion.map(str::to_owned),
                 streams: args.link.streams,
+                source: None,
             },
             (None, None) => unreachable!("without a peer a local one was started"),
         };
@@ -101,7 +102,8 @@ pub(super) fn kept_fit(link: &LinkArgs) -> Result<Option<KeptFit>, Failure> {
 
 /// The decode node that the user names, with the token that it will demand.
 pub(super) fn remote_peer(address: &str, link: &LinkArgs) -> anyhow::Result<Peer> {
-    remote_peer_with(address, &link.token, &link.socket, link.streams)
+    let (bind, streams) = (link.bind.as_deref(), link.streams);
+    remote_peer_with(address, &link.token, &link.socket, bind, streams)
 }
 
 /// As [`remote_peer`], from the flags that `link` has too.
@@ -109,6 +111,7 @@ pub(super) fn remote_peer_with(
     address: &str,
     token_args: &TokenArgs,
     socket_args: &SocketArgs,
+    bind: Option<&str>,
     streams: u32,
 ) -> anyhow::Result<Peer> {
     let token = preparation::token(token_args)?;
@@ -124,6 +127,7 @@ pub(super) fn remote_peer_with(
         token,
         congestion_control: socket_args.congestion_control.clone(),
         streams,
+        source: bind.map(preparation::source).transpose()?,
     })
 }
 
@@ -158,6 +162,7 @@ pub(super) async fn connect<'a>(
         round_trips_ns: Vec::new(),
         fit: kept_fit.as_ref().map(|kept| kept.fit.clone()),
         fit_origin: kept_fit.map(|kept| kept.origin),
+        interface: carrying_interface(connection.facts()),
     });
     Ok(Remote {
         peer,

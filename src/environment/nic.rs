@@ -6,6 +6,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::kernel_text;
+use crate::wire::Interface;
+use crate::wire::socket::SocketFacts;
+
+/// Where the kernel lists interfaces.
+pub(super) const CLASS_NET: &str = "/sys/class/net";
 
 /// One network interface of this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +31,38 @@ const IFF_LOOPBACK: u32 = 0x8;
 /// The congestion control that a socket gets unless it asks for another.
 pub fn congestion_control() -> Option<String> {
     kernel_text("/proc/sys/net/ipv4/tcp_congestion_control")
+}
+
+/// The interfaces of this network namespace with their addresses, sorted by name; empty where the
+/// system does not tell.
+pub fn interfaces() -> Vec<Interface> {
+    let Ok(networks) = sysinfo::Networks::new_with_refreshed_list() else {
+        return Vec::new();
+    };
+    let mut interfaces: Vec<Interface> = (networks.iter())
+        .map(|(name, data)| {
+            let addresses = data.ip_networks().iter().map(|network| network.addr);
+            let mut addresses: Vec<_> = addresses.collect();
+            addresses.sort_unstable();
+            (name.to_string_lossy().into_owned(), addresses)
+        })
+        .collect();
+    interfaces.sort();
+    interfaces
+}
+
+/// The interface that a connection uses, found by its local address.
+pub fn carrying_interface(facts: &SocketFacts) -> Option<NetworkInterface> {
+    let local = facts.local.ip().to_canonical();
+    let has_address = |name: &str| {
+        (interfaces().iter()).any(|(other, addresses)| other == name && addresses.contains(&local))
+    };
+    // A machine that talks to its own outward address does so over loopback.
+    let carries = |interface: &NetworkInterface| match facts.loopback {
+        true => interface.is_loopback,
+        false => has_address(&interface.name),
+    };
+    all(Path::new(CLASS_NET)).into_iter().find(carries)
 }
 
 /// All interfaces under `class_net`, sorted by name.

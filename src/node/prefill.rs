@@ -18,7 +18,9 @@ use crate::wire::message::{
     Admit, Done, Introduction, Join, NodeMemory, Open, OpenRole, Probe, StepRecord,
 };
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
-use crate::wire::{FrameReader, FrameWriter, Kind, Session, Token, WireBytes, WireError, initiate};
+use crate::wire::{
+    FrameReader, FrameWriter, Kind, Session, Source, Token, WireBytes, WireError, initiate,
+};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,6 +42,8 @@ pub struct Peer {
     pub congestion_control: Option<String>,
     /// Connections that carry pieces, at least one.
     pub streams: u32,
+    /// Where connections start; none for wherever the routes lead.
+    pub source: Option<Source>,
 }
 
 /// This node's compute and memory.
@@ -411,7 +415,9 @@ async fn connect(
     ours: &Introduction,
 ) -> Result<(Joined, Session, SocketFacts), WireError> {
     let congestion = peer.congestion_control.as_deref();
-    let (stream, facts) = socket::connect(&peer.address, CONNECT_TIMEOUT, congestion).await?;
+    let source = peer.source.as_ref();
+    let (stream, facts) =
+        socket::connect(&peer.address, CONNECT_TIMEOUT, congestion, source).await?;
     let (read, write) = stream.into_split();
     let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
     let session = initiate(&mut reader, &mut writer, ours, peer.token.as_ref()).await?;

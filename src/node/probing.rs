@@ -28,8 +28,11 @@ const SHORT_GROWTH: u64 = 4;
 /// Smaller pieces of a short fit: far enough from the largest that a piece's cost shows.
 const SHORT_PIECE_BYTES: u64 = 64 << 10;
 
-/// Warm transfers of each size and piece size in a short fit.
+/// Warm transfers of each size and piece size in a short fit: some, and more where that costs next
+/// to nothing, since small transfers scatter most.
 const SHORT_REPEATS: usize = 5;
+const SHORT_MAX_REPEATS: usize = 25;
+const SHORT_SIZE: Duration = Duration::from_millis(20);
 
 /// A short fit grows no further than a size that takes this long, nor for longer than this in all.
 const SHORT_TRANSFER: Duration = Duration::from_millis(150);
@@ -184,8 +187,13 @@ async fn short_points(
     }
     let mut samples = vec![Vec::new(); piece_sizes.len()];
     let started = Instant::now();
-    for repeat in 0..SHORT_REPEATS {
-        if repeat > 0 && started.elapsed() > 2 * SHORT_TRANSFER {
+    for repeat in 0..SHORT_MAX_REPEATS {
+        let limit = match repeat {
+            0 => Duration::MAX,
+            _ if repeat < SHORT_REPEATS => 2 * SHORT_TRANSFER,
+            _ => SHORT_SIZE,
+        };
+        if started.elapsed() > limit {
             break;
         }
         for (samples, piece_bytes) in samples.iter_mut().zip(&piece_sizes) {
@@ -206,8 +214,8 @@ fn point(samples: &[Timed]) -> Point {
     }
 }
 
-/// Whether the decode node has no memory for a probe; the session goes on.
-fn is_refusal(error: &anyhow::Error) -> bool {
+/// Whether the decode node did not take a probe, as for want of memory; the session goes on.
+pub fn is_refusal(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref(),
         Some(WireError::Refused {

@@ -207,6 +207,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             round_trips_ns: Vec::new(),
             fit: None,
             fit_origin: None,
+            interface: None,
         }),
         cases,
     }

@@ -2,7 +2,7 @@
 //!
 //! `frame` and `message` say what the bytes mean and do no IO; `connection` moves frames over
 //! any byte stream; `auth` and `handshake` settle who talks to whom; `socket` opens the TCP
-//! streams and reads back what the kernel made of them. This module knows no tensors, no
+//! streams and reads back what the kernel made of them, `source` says where they start. This module knows no tensors, no
 //! caches and no other module of the crate: what a piece is for is `node`'s business.
 
 pub mod auth;
@@ -12,9 +12,11 @@ pub mod frame;
 pub mod handshake;
 pub mod message;
 pub mod socket;
+mod source;
 
 pub use auth::Token;
 pub use connection::{FrameReader, FrameWriter, WireBytes};
 pub use error::WireError;
 pub use frame::{Header, Kind, MAX_PIECE_BYTES, PieceHeader, WIRE_VERSION};
 pub use handshake::{Session, initiate, respond};
+pub use source::{Interface, Source};

@@ -12,6 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::time::timeout;
 
+use super::Source;
 use super::error::WireError;
 
 /// Connections that may wait to be accepted: more than any run opens at once.
@@ -96,14 +97,15 @@ pub fn is_loopback(address: &SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 
-/// Connects to a decode node at `HOST:PORT`, trying each of its addresses, all within `limit`;
-/// then sets the socket up as [`set_up`] does.
+/// Connects to a decode node at `HOST:PORT`, trying each of its addresses, all within `limit`,
+/// from `source` or wherever the routes lead; then sets the socket up as [`set_up`] does.
 pub async fn connect(
     address: &str,
     limit: Duration,
     congestion: Option<&str>,
+    source: Option<&Source>,
 ) -> Result<(TcpStream, SocketFacts), WireError> {
-    let stream = match timeout(limit, connect_any(address)).await {
+    let stream = match timeout(limit, connect_any(address, source)).await {
         Ok(connected) => connected?,
         Err(_) => {
             return Err(WireError::Connect(format!(
@@ -116,10 +118,14 @@ pub async fn connect(
     Ok((stream, facts))
 }
 
-async fn connect_any(address: &str) -> Result<TcpStream, WireError> {
+async fn connect_any(address: &str, source: Option<&Source>) -> Result<TcpStream, WireError> {
     let mut failure = None;
     for candidate in resolve(address).await.map_err(WireError::Connect)? {
-        match TcpStream::connect(candidate).await {
+        let connected = match source {
+            Some(source) => source.connect(candidate).await,
+            None => TcpStream::connect(candidate).await,
+        };
+        match connected {
             Ok(stream) => return Ok(stream),
             Err(error) => failure = Some(error),
         }

@@ -8,7 +8,10 @@ const LIMIT: Duration = Duration::from_secs(5);
 async fn connected(congestion: Option<&str>) -> (TcpStream, SocketFacts, TcpStream) {
     let listener = bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let (near, far) = tokio::join!(connect(&address, LIMIT, congestion), listener.accept());
+    let (near, far) = tokio::join!(
+        connect(&address, LIMIT, congestion, None),
+        listener.accept()
+    );
     let (near, facts) = near.unwrap();
     (near, facts, far.unwrap().0)
 }
@@ -38,7 +41,7 @@ async fn facts_are_read_back_from_the_kernel() {
 async fn a_congestion_control_that_does_not_exist_is_refused_by_name() {
     let listener = bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let error = connect(&address, LIMIT, Some("nonesuch"))
+    let error = connect(&address, LIMIT, Some("nonesuch"), None)
         .await
         .unwrap_err();
     assert!(matches!(error, WireError::SocketOption(_)));
@@ -70,7 +73,7 @@ async fn nobody_there_names_the_command_to_start() {
     let idle = TcpSocket::new_v4().unwrap();
     idle.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let port = idle.local_addr().unwrap().port();
-    let error = connect(&format!("127.0.0.1:{port}"), LIMIT, None)
+    let error = connect(&format!("127.0.0.1:{port}"), LIMIT, None, None)
         .await
         .unwrap_err();
     assert_eq!(
@@ -96,7 +99,7 @@ async fn a_port_in_use_is_named() {
 #[tokio::test]
 async fn what_is_no_address_is_told_before_the_network_is_asked() {
     for address in ["localhost", ":7000", "host:", "host:70000", "host:port", ""] {
-        let error = connect(address, LIMIT, None).await.unwrap_err();
+        let error = connect(address, LIMIT, None, None).await.unwrap_err();
         assert!(error.to_string().contains("give HOST:PORT"), "{error}");
         let error = bind(address).await.unwrap_err();
         assert!(matches!(error, WireError::Listen(_)));
