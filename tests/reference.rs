@@ -57,6 +57,13 @@ const Q8_DIFFERENT_STEPS: usize = 40;
 /// Our Q8_0 against candle's Q4_1, each with errors of its own. Measured: 2.68.
 const TWO_QUANTISED_TOLERANCE: f32 = 3.5;
 
+/// Tokens of public-domain prose that go before the scored ones, and those.
+const PERPLEXITY_CONTEXT: usize = 128;
+const PERPLEXITY_SCORED: usize = 384;
+
+/// Share by which the default weights' perplexity may differ from that of the file's own format.
+const PERPLEXITY_TOLERANCE: f64 = 0.01;
+
 /// Two models at once would fight for the same cores and for memory.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -236,6 +243,44 @@ fn requantised_weights_stay_near_the_reference() -> anyhow::Result<()> {
         );
         assert!(different.len() <= Q8_DIFFERENT_STEPS, "{dtype} cache");
     }
+    Ok(())
+}
+
+/// Perplexity of the tokens behind the first `PERPLEXITY_CONTEXT` of a text, each predicted from all
+/// before it.
+fn perplexity(engine: &Engine, ids: &[u32]) -> anyhow::Result<f64> {
+    let (context, scored) = ids.split_at(PERPLEXITY_CONTEXT);
+    let cache = KvCache::new(engine.shape().kv_layout(KvDtype::F16), ids.len());
+    let mut logits = engine.prefill(context, None, &cache, |_| ())?;
+    let mut nats = 0.0;
+    for &id in scored {
+        let best = logits.0.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exps = logits.0.iter().map(|x| f64::from(x - best).exp());
+        nats += exps.sum::<f64>().ln() - f64::from(logits.0[id as usize] - best);
+        logits = engine.step(id, &cache)?;
+    }
+    Ok((nats / scored.len() as f64).exp())
+}
+
+#[test]
+fn requantised_weights_have_the_perplexity_of_the_files_own() -> anyhow::Result<()> {
+    let _alone = alone();
+    let text = include_str!("../src/workload/public_domain.txt");
+    let mut measured = Vec::new();
+    for format in [WeightsFormat::AsIs, WeightsFormat::Q8] {
+        let Some((_, engine)) = load(format)? else {
+            return Ok(());
+        };
+        let ids = engine.tokenizer.encode(text)?;
+        let ids = &ids[..PERPLEXITY_CONTEXT + PERPLEXITY_SCORED];
+        measured.push(perplexity(&engine, ids)?);
+    }
+    let ratio = measured[1] / measured[0];
+    eprintln!(
+        "perplexity: file's own {:.4}, q8 {:.4}, ratio {ratio:.4}",
+        measured[0], measured[1]
+    );
+    assert!((ratio - 1.0).abs() < PERPLEXITY_TOLERANCE, "{measured:?}");
     Ok(())
 }
 
