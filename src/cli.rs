@@ -53,6 +53,8 @@ pub enum Command {
     RunPrefill(RunPrefillArgs),
     /// Measure the link alone, without a model: KV-shaped payloads of many sizes
     Link(LinkCommandArgs),
+    /// What can be run by name; what a model file holds and what it becomes
+    Models(ModelsArgs),
     /// The experiment: the same prompts on one node and split over two, compared
     Split(SplitArgs),
 }
@@ -343,6 +345,41 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         .filter(|s| (0.0..=MAX_SECONDS).contains(s));
     (seconds.map(Duration::from_secs_f64))
         .ok_or_else(|| format!("{text:?} is no time: write seconds from 0 to {MAX_SECONDS}"))
+}
+
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    #[command(subcommand)]
+    pub command: ModelsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// The built-in names, and where their files are
+    List,
+    /// Shape, weights as they will run, fingerprint, and bytes of KV cache
+    Show(ShowModelArgs),
+    /// Fetch the file into the model cache and check it
+    Fetch(NamedModelArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ShowModelArgs {
+    #[command(flatten)]
+    pub named: NamedModelArgs,
+    /// What the matrices become at load [default: q8 for a quantised file, else f32]
+    #[arg(long, value_name = "FORMAT")]
+    pub weights: Option<WeightsFormat>,
+}
+
+#[derive(Debug, Args)]
+pub struct NamedModelArgs {
+    /// Built-in name or path of a GGUF file
+    #[arg(default_value = "smollm2-135m", value_name = "MODEL")]
+    pub model: String,
+    /// Fetch nothing: the model must be in the cache
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// Reads a size such as `64KiB`, `10MB` or `4096`.

@@ -2,6 +2,7 @@
 
 pub mod baseline;
 pub mod link;
+pub mod models;
 pub mod run_prefill;
 pub mod serve_decode;
 pub mod split;
