@@ -3,6 +3,8 @@
 //!
 //! It measures and records; what is printed meanwhile is the observer's business.
 
+mod interference;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -37,6 +39,9 @@ const FIT_MIN_BYTES: u64 = 16 << 20;
 /// passed: a crash costs little, and writing a large record does not become the work.
 const WRITING_SHARE: u32 = 4;
 
+/// Whole prompt on one node, chunked on one node, split.
+const INTERFERENCE_ARMS: u64 = 3;
+
 /// One way of running a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -65,13 +70,20 @@ pub struct Plan {
     pub kv_dtype: KvDtype,
     /// Prefill chunk.
     pub chunk_tokens: Option<u32>,
+    /// Whether to see what a running sequence suffers from another prompt's prefill.
+    pub interference: bool,
 }
 
 impl Plan {
     /// Requests in all.
     pub fn requests(&self) -> u64 {
         let rounds = u64::from(self.repeats) + u64::from(self.warmup);
-        rounds * (self.prompts.len() * self.ways.len()) as u64
+        let scenes = if self.interference {
+            INTERFERENCE_ARMS
+        } else {
+            0
+        };
+        rounds * ((self.prompts.len() * self.ways.len()) as u64 + scenes)
     }
 
     fn request(&self, prompt: &Prompt) -> Request {
@@ -186,6 +198,11 @@ impl Experiment<'_> {
                 self.stay_connected().await?;
             }
             (written, last_write) = self.write()?;
+        }
+        if plan.interference
+            && let Err(error) = self.measure_interference(plan, &mut random).await
+        {
+            first_failure.get_or_insert(error);
         }
         if let Some(connection) = self.remote.as_ref().and_then(|r| r.connection.as_ref()) {
             let after = connection.tcp_info();

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod figures;
+pub mod interference;
 pub mod summary;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,9 @@ pub struct Record {
     pub baseline: Option<BaselineUse>,
     /// One entry a prompt.
     pub cases: Vec<Case>,
+    /// A running sequence while another prompt is prefilled; null where it was not asked for.
+    #[serde(default)]
+    pub interference: Option<interference::Interference>,
 }
 
 /// Resident memory of a process; null where the system does not tell.

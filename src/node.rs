@@ -8,6 +8,7 @@
 pub mod compute;
 pub mod decode;
 pub mod generation;
+pub mod interference;
 pub mod prefill;
 pub mod probing;
 pub mod reception;

@@ -159,6 +159,7 @@ pub fn plan(prompts: Vec<Prompt>, ways: Vec<Way>, request: &RequestArgs, run: &R
         seed: run.seed,
         kv_dtype: request.kv_dtype,
         chunk_tokens: request.chunk_tokens,
+        interference: false,
     }
 }
 
@@ -215,6 +216,7 @@ pub fn record(
         decode_memory: None,
         baseline: None,
         cases: Vec::new(),
+        interference: None,
     }
 }
 

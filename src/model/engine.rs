@@ -103,7 +103,20 @@ impl Engine {
         tokens: &[u32],
         chunk_tokens: Option<usize>,
         cache: &KvCache,
+        on_layer: impl FnMut(LayerDone),
+    ) -> anyhow::Result<Logits> {
+        self.prefill_with_pauses(tokens, chunk_tokens, cache, on_layer, || Ok(()))
+    }
+
+    /// As [`Engine::prefill`], calling `pause` between two chunks: other sequences may take a step
+    /// there.
+    pub fn prefill_with_pauses(
+        &self,
+        tokens: &[u32],
+        chunk_tokens: Option<usize>,
+        cache: &KvCache,
         mut on_layer: impl FnMut(LayerDone),
+        mut pause: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<Logits> {
         anyhow::ensure!(
             !tokens.is_empty(),
@@ -114,6 +127,9 @@ impl Engine {
         let mut last = None;
         let mut start = 0;
         for (chunk, part) in tokens.chunks(chunk_tokens).enumerate() {
+            if chunk > 0 {
+                pause()?;
+            }
             let mut on_layer = |layer, tokens| {
                 on_layer(LayerDone {
                     layer,

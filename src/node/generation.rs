@@ -53,6 +53,11 @@ impl Clock {
         }
     }
 
+    /// The time now, in ns.
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// An event of this node, now.
     pub fn event(&self, name: EventName) -> Event {
         Event {
@@ -62,7 +67,7 @@ impl Clock {
             chunk: None,
             token_start: None,
             stream: None,
-            t_ns: u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            t_ns: self.now_ns(),
         }
     }
 

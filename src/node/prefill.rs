@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
 
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
@@ -84,6 +85,8 @@ pub struct Connection {
     next_request: u64,
     /// When the last cache that they carried was acknowledged.
     last_transfer: Option<Instant>,
+    /// Tokens of the current request that came back so far.
+    tokens_back: watch::Sender<u32>,
 }
 
 /// A further connection of a session.
@@ -118,6 +121,7 @@ impl Connection {
             facts,
             next_request: 1,
             last_transfer: None,
+            tokens_back: watch::Sender::new(0),
         })
     }
 
@@ -135,6 +139,11 @@ impl Connection {
     /// Socket options as read back after connecting.
     pub fn facts(&self) -> &SocketFacts {
         &self.facts
+    }
+
+    /// Counts the tokens of the current request that came back from the decode node.
+    pub fn watch_tokens(&self) -> watch::Receiver<u32> {
+        self.tokens_back.subscribe()
     }
 
     /// The kernel's view of the connection.
@@ -224,7 +233,7 @@ impl Connection {
         let mut events = vec![clock.event(EventName::RequestStart)];
         let (number, _) = self.open_request(request, OpenRole::Whole).await?;
         events.push(clock.event(EventName::Admitted));
-        let progress = Progress::new(QUEUE_PATIENCE);
+        let progress = Progress::new(QUEUE_PATIENCE, &self.tokens_back);
         progress.all_sent();
         let (mut received, mut tokens) = (Vec::new(), Vec::new());
         let done = receive(
@@ -281,7 +290,7 @@ impl Connection {
         let before = self.sent();
         let (number, _) = self.announce(Kind::Probe, &probe).await?;
         let clock = Clock::start(Node::Prefill);
-        let progress = Progress::new(SILENCE_TIMEOUT);
+        let progress = Progress::new(SILENCE_TIMEOUT, &self.tokens_back);
         let piece_bytes = piece_bytes.min(self.session.peer.limits.max_piece_bytes);
         let sender = Sender::new(
             self.session.id,
@@ -357,10 +366,11 @@ impl Connection {
     ) -> anyhow::Result<RemoteAnswer> {
         let (number, admit) = self.open_request(request, OpenRole::Decode).await?;
         events.push(clock.event(EventName::Admitted));
-        let progress = Progress::new(match admit.waiting_ahead {
+        let patience = match admit.waiting_ahead {
             0 => SILENCE_TIMEOUT,
             _ => QUEUE_PATIENCE,
-        });
+        };
+        let progress = Progress::new(patience, &self.tokens_back);
         let piece_bytes = self.session.peer.limits.max_piece_bytes;
         let sender = Sender::new(
             self.session.id,

@@ -13,6 +13,7 @@ use futures_util::future::try_join_all;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 use super::generation::{Clock, Emission, Request};
 use super::prefill::Joined;
@@ -38,11 +39,15 @@ pub(super) struct Progress {
     patience: Duration,
     all_sent: Cell<bool>,
     last_sign_of_life: Cell<Instant>,
+    /// For whoever waits for tokens of this request.
+    tokens_back: watch::Sender<u32>,
 }
 
 impl Progress {
-    pub(super) fn new(patience: Duration) -> Self {
+    pub(super) fn new(patience: Duration, tokens_back: &watch::Sender<u32>) -> Self {
+        tokens_back.send_replace(0);
         Self {
+            tokens_back: tokens_back.clone(),
             patience,
             all_sent: Cell::new(false),
             last_sign_of_life: Cell::new(Instant::now()),
@@ -325,6 +330,7 @@ pub(super) async fn receive(
                 let message: TokenMessage = reader.read_control(&header).await?;
                 events.push(clock.indexed(EventName::Token, message.index));
                 tokens.push(message.token);
+                progress.tokens_back.send_modify(|count| *count += 1);
             }
             Kind::Done => {
                 return Ok(reader.read_control(&header).await?);

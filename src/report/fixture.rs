@@ -210,5 +210,6 @@ pub fn record(cases: Vec<Case>) -> Record {
             interface: None,
         }),
         cases,
+        interference: None,
     }
 }
