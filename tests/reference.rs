@@ -37,8 +37,8 @@ use tiny_model::TinyModel;
 const FLOAT_TOLERANCE: f32 = 1e-3;
 
 /// Logits of requantised weights, mean shift included. Measured: 2.21 (f32 and f16 cache), 2.27
-/// (bf16), 2.03 in any greedy step. llama.cpp's Q8_0 reaches 1.72; candle's packed kernels quantise activations in
-/// blocks of 256 where llama.cpp's are of 32.
+/// (bf16), 2.03 in any greedy step. llama.cpp's Q8_0 reaches 1.72; candle's packed kernels quantise
+/// activations in blocks of 256 where llama.cpp's are of 32.
 const Q8_TOLERANCE: f32 = 3.0;
 
 /// Root mean square of the same over the probes, mean shift taken out. Measured: 0.48.
@@ -454,4 +454,104 @@ fn chunks_and_moved_caches_change_no_bit_of_the_default_model() -> anyhow::Resul
     let ids = &fixture.prompts[0].ids.repeat(11);
     check_bits(&engine, &ids[..66], &[64], KvDtype::F32)?;
     check_bits(&engine, &ids[..200], &[64, 128], KvDtype::F16)
+}
+
+/// Sequences of different lengths, stepped one by one and then together, with the bits of both.
+fn check_batches(
+    engine: &Engine,
+    lengths: &[usize],
+    dtype: KvDtype,
+    new_prompt: &dyn Fn(usize) -> Vec<u32>,
+) -> anyhow::Result<()> {
+    const STEPS: usize = 5;
+    let start = |length: usize| -> anyhow::Result<(u32, KvCache)> {
+        let cache = KvCache::new(engine.shape().kv_layout(dtype), length + STEPS);
+        let logits = engine.prefill(&new_prompt(length), None, &cache, |_| ())?;
+        Ok((logits.argmax(), cache))
+    };
+    let mut wanted = Vec::new();
+    for &length in lengths {
+        let (mut token, cache) = start(length)?;
+        let mut digests = Vec::new();
+        for _ in 0..STEPS {
+            let logits = engine.step(token, &cache)?;
+            token = logits.argmax();
+            digests.push(logits.digest());
+        }
+        wanted.push(digests);
+    }
+    for size in [1, 2, 4, 8] {
+        for (lengths, wanted) in lengths.chunks(size).zip(wanted.chunks(size)) {
+            let sequences: Vec<_> =
+                (lengths.iter().map(|&n| start(n))).collect::<anyhow::Result<_>>()?;
+            let (mut tokens, caches): (Vec<u32>, Vec<KvCache>) = sequences.into_iter().unzip();
+            let mut digests = vec![Vec::new(); lengths.len()];
+            for _ in 0..STEPS {
+                let batch: Vec<_> = tokens.iter().copied().zip(&caches).collect();
+                for (i, logits) in engine.step_batch(&batch)?.iter().enumerate() {
+                    digests[i].push(logits.digest());
+                    tokens[i] = logits.argmax();
+                }
+            }
+            assert_eq!(digests, wanted, "{dtype}, batches of {size}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_batch_changes_no_bit_of_random_models() -> anyhow::Result<()> {
+    let _alone = alone();
+    for (format, weights) in [
+        (GgmlDType::F32, WeightsFormat::F32),
+        (GgmlDType::F32, WeightsFormat::Q8),
+        (GgmlDType::Q4_1, WeightsFormat::AsIs),
+    ] {
+        let (engine, _) = tiny(1, format, weights)?;
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+            let lengths = [1, 7, 200, 64, 65, 63, 128, 300];
+            check_batches(&engine, &lengths, dtype, &|n| tokens(&engine, n))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_batch_changes_no_bit_of_the_default_model() -> anyhow::Result<()> {
+    let _alone = alone();
+    for format in [WeightsFormat::Q8, WeightsFormat::F32] {
+        let Some((fixture, engine)) = load(format)? else {
+            return Ok(());
+        };
+        let ids: Vec<u32> = (fixture.prompts.iter().flat_map(|p| &p.ids).copied()).collect();
+        let lengths = [40, 1, 300, 129, 64, 5, 77, 200];
+        check_batches(&engine, &lengths, KvDtype::F16, &|n| ids[n..2 * n].to_vec())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_batch_that_cannot_be_stepped_changes_no_cache() -> anyhow::Result<()> {
+    let (engine, _) = tiny(1, GgmlDType::F32, WeightsFormat::F32)?;
+    let layout = engine.shape().kv_layout(KvDtype::F32);
+    let (roomy, full) = (KvCache::new(layout, 8), KvCache::new(layout, 3));
+    for cache in [&roomy, &full] {
+        engine.prefill(&[1, 2, 3], None, cache, |_| ())?;
+    }
+    let cases: [(&[(u32, &KvCache)], &str); 3] = [
+        (&[(1, &roomy), (1, &full)], "full"),
+        (&[(1, &roomy), (2, &roomy)], "twice"),
+        (&[(1, &roomy), (u32::MAX, &full)], "full"),
+    ];
+    for (batch, part) in cases {
+        let error = engine.step_batch(batch).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+        assert_eq!((roomy.len_tokens(), full.len_tokens()), (3, 3));
+    }
+    let error = engine.step(u32::MAX, &roomy).unwrap_err().to_string();
+    assert!(error.contains("vocabulary"), "{error}");
+    engine.step(1, &roomy)?;
+    assert_eq!(roomy.len_tokens(), 4);
+    assert!(engine.step_batch(&[])?.is_empty());
+    Ok(())
 }

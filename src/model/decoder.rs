@@ -1,20 +1,24 @@
-//! The Llama-family decoder: tokens and a cache in, hidden states and logits out, a call-back per layer and chunk.
+//! The Llama-family decoder: tokens and caches in, hidden states and logits out, a call-back per
+//! layer and chunk.
 //!
 //! Matrices run on candle; norms, rope, attention and the activation are in `kernels` and
-//! `attention`. The decoder holds weights only, so any number of sequences can be alive.
+//! `attention`. The decoder holds weights and working memory only, so any number of sequences can
+//! be alive; one pass runs at a time.
 
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
 
-use candle_core::{Device, Tensor};
+use anyhow::Context;
+use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::ModelError;
-use super::attention::{self, RopeTable, with_slice};
+use super::attention::{self, Place, RopeTable, Rows};
 use super::gguf::Gguf;
 use super::kernels;
-use super::kv_cache::KvCache;
 use super::parallel;
 use super::shape::ModelShape;
 use super::weights::{Matrix, WeightsFormat};
+use super::workspace::{Input, Workspace};
 
 /// New K and V of a token range of one layer have landed in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +51,7 @@ pub struct Decoder {
     final_norm: Vec<f32>,
     /// None where the output matrix is the embedding.
     output: Option<Matrix>,
+    workspace: Mutex<Workspace>,
 }
 
 impl Decoder {
@@ -114,6 +119,7 @@ impl Decoder {
             layers,
             final_norm: gguf.vector("output_norm.weight", hidden)?,
             output,
+            workspace: Mutex::default(),
             shape,
         })
     }
@@ -134,70 +140,167 @@ impl Decoder {
             + self.output.as_ref().map_or(0, Matrix::bytes)
     }
 
-    /// Runs `tokens` at positions `start..` and returns the hidden state after the last of them,
-    /// `(1, hidden)`. Their K and V are appended to the cache, which must hold `start` tokens.
+    /// Runs a chunk of a prompt from `first` on and returns the hidden state after its last
+    /// token, `(hidden)`. K and V are appended to the cache, which must hold all tokens before.
     ///
     /// `on_layer` is called as soon as a layer's K and V have landed, before the layer goes on.
-    pub fn forward(
+    pub fn prefill(
         &self,
         tokens: &[u32],
-        start: usize,
-        cache: &KvCache,
+        first: Place<'_>,
         on_layer: &mut dyn FnMut(usize, Range<usize>),
-    ) -> anyhow::Result<Tensor> {
-        let shape = self.shape.attention();
-        let mut x = self.embedding.rows(tokens, self.shape.hidden)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let h = self.norm(&x, &layer.attention_norm, layer.qkv.input_width)?;
-            let qkv = layer.qkv.forward(&h)?;
-            let q = attention::rope_and_store(shape, &self.rope, &qkv, cache, i, start)?;
-            on_layer(i, start..start + tokens.len());
-            let width = layer.attention_out.input_width;
-            let a = attention::attend(shape, &q, cache, i, start, width)?;
-            x = (x + layer.attention_out.forward(&a)?)?;
-            let h = self.norm(&x, &layer.feed_forward_norm, layer.gate_up.input_width)?;
-            let gate_up = layer.gate_up.forward(&h)?;
-            let h = swiglu(&gate_up, layer.down.input_width)?;
-            x = (x + layer.down.forward(&h)?)?;
-        }
-        Ok(x.narrow(0, tokens.len() - 1, 1)?.contiguous()?)
+    ) -> anyhow::Result<Vec<f32>> {
+        let mut workspace = self.workspace();
+        let positions = first.position..first.position + tokens.len();
+        self.run(tokens, Rows::Chunk(first), &mut workspace, &mut |layer| {
+            on_layer(layer, positions.clone());
+        })?;
+        let last = (tokens.len() - 1) * self.shape.hidden;
+        Ok(workspace.residual[last..].to_vec())
     }
 
-    /// Logits `(vocabulary)` of a hidden state `(1, hidden)`.
-    pub fn logits(&self, last: &Tensor) -> anyhow::Result<Vec<f32>> {
+    /// Appends one token to each of several sequences and returns the logits after each,
+    /// `(vocabulary)`. A row has the bits that it has in a batch of its own.
+    pub fn step(&self, tokens: &[u32], places: &[Place<'_>]) -> anyhow::Result<Vec<Vec<f32>>> {
+        let mut workspace = self.workspace();
+        self.run(tokens, Rows::Steps(places), &mut workspace, &mut |_| {})?;
+        let Workspace { residual, last, .. } = &mut *workspace;
+        self.output(residual, last)
+    }
+
+    /// Logits `(vocabulary)` of a hidden state `(hidden)`.
+    pub fn logits(&self, hidden: &[f32]) -> anyhow::Result<Vec<f32>> {
+        let mut all = self.output(hidden, &mut self.workspace().last)?;
+        all.pop().context("a hidden state is as wide as the model")
+    }
+
+    fn workspace(&self) -> MutexGuard<'_, Workspace> {
+        // Whatever a pass left in it is written over by the next.
+        (self.workspace.lock()).unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Puts `tokens` through all layers, which leaves their hidden states in the workspace.
+    fn run(
+        &self,
+        tokens: &[u32],
+        rows: Rows<'_>,
+        workspace: &mut Workspace,
+        on_layer: &mut dyn FnMut(usize),
+    ) -> anyhow::Result<()> {
+        let (shape, n, hidden) = (self.shape.attention(), tokens.len(), self.shape.hidden);
+        let apply = |matrix: &Matrix, x: &Tensor| match rows {
+            Rows::Chunk(_) => matrix.forward(x),
+            Rows::Steps(_) => matrix.forward_each(x),
+        };
+        let Workspace {
+            residual: x,
+            q,
+            normed,
+            attended,
+            activated,
+            attention: scratch,
+            ..
+        } = workspace;
+        x.clear();
+        let embedded = self.embedding.rows(tokens, hidden)?;
+        with_slice(&embedded, |rows| x.extend_from_slice(rows))?;
+        q.resize(n * shape.q_width(), 0.0);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let width = layer.qkv.input_width;
+            let h = normed.write(n, width, |out| {
+                self.norm(x, &layer.attention_norm, out, width);
+                Ok(())
+            })?;
+            let qkv = apply(&layer.qkv, h)?;
+            with_slice(&qkv, |qkv| {
+                attention::rotate_and_store(shape, &self.rope, qkv, rows, i, q, scratch)
+            })??;
+            on_layer(i);
+            let width = layer.attention_out.input_width;
+            let a = attended.write(n, width, |out| {
+                attention::attend(shape, q, rows, i, out, width, scratch)?;
+                Ok(())
+            })?;
+            add(x, &apply(&layer.attention_out, a)?)?;
+            let width = layer.gate_up.input_width;
+            let h = normed.write(n, width, |out| {
+                self.norm(x, &layer.feed_forward_norm, out, width);
+                Ok(())
+            })?;
+            let gate_up = apply(&layer.gate_up, h)?;
+            let width = layer.down.input_width;
+            let h = activated.write(n, width, |out| {
+                let in_width = 2 * self.shape.feed_forward;
+                with_slice(&gate_up, |gate_up| {
+                    map_rows(gate_up, in_width, out, width, kernels::swiglu_row);
+                })?;
+                Ok(())
+            })?;
+            add(x, &apply(&layer.down, h)?)?;
+        }
+        Ok(())
+    }
+
+    /// Logits of hidden states `(n, hidden)`, a vector each; rows do not change each other's bits.
+    fn output(&self, hidden: &[f32], input: &mut Input) -> anyhow::Result<Vec<Vec<f32>>> {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
-        let h = self.norm(last, &self.final_norm, output.input_width)?;
-        Ok(output.forward(&h)?.flatten_all()?.to_vec1()?)
+        let width = output.input_width;
+        let h = input.write(hidden.len() / self.shape.hidden, width, |out| {
+            self.norm(hidden, &self.final_norm, out, width);
+            Ok(())
+        })?;
+        let logits = output.forward_each(h)?;
+        Ok(with_slice(&logits, |all| {
+            all.chunks(self.shape.vocabulary)
+                .map(<[f32]>::to_vec)
+                .collect()
+        })?)
     }
 
     /// RMS norm of the rows of `x` `(n, hidden)` into `(n, width)`, zeros behind `hidden`.
-    fn norm(&self, x: &Tensor, weight: &[f32], width: usize) -> candle_core::Result<Tensor> {
-        let hidden = self.shape.hidden;
-        map_rows(x, width, |row, out| {
-            kernels::rms_norm_row(&row[..hidden], weight, self.shape.norm_eps, out);
-        })
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut [f32], width: usize) {
+        map_rows(x, self.shape.hidden, out, width, |row, out| {
+            kernels::rms_norm_row(row, weight, self.shape.norm_eps, out);
+        });
     }
 }
 
-/// SwiGLU of the rows of `gate_up` `(n, 2 x inner)` into `(n, width)`, zeros behind `inner`.
-fn swiglu(gate_up: &Tensor, width: usize) -> candle_core::Result<Tensor> {
-    map_rows(gate_up, width, kernels::swiglu_row)
-}
-
-/// Applies `f(row, out_row)` to every row of `x`, giving `(n, width)`.
+/// Applies `f(row, out_row)` to every row of `x`.
 fn map_rows(
-    x: &Tensor,
+    x: &[f32],
+    in_width: usize,
+    out: &mut [f32],
     width: usize,
     f: impl Fn(&[f32], &mut [f32]) + Sync,
-) -> candle_core::Result<Tensor> {
-    let (n, in_width) = x.dims2()?;
-    let mut out = vec![0f32; n * width];
+) {
+    parallel::for_rows(out, width, |rows, out| {
+        for (row, out) in rows.zip(out.chunks_mut(width)) {
+            f(&x[row * in_width..][..in_width], out);
+        }
+    });
+}
+
+/// Adds a matrix's result to the residual stream.
+fn add(residual: &mut [f32], x: &Tensor) -> candle_core::Result<()> {
+    let width = x.dim(1)?;
     with_slice(x, |x| {
-        parallel::for_rows(&mut out, width, |rows, out| {
-            for (row, out) in rows.zip(out.chunks_mut(width)) {
-                f(&x[row * in_width..][..in_width], out);
-            }
+        parallel::for_rows(residual, width, |rows, sum| {
+            kernels::add(sum, &x[rows.start * width..rows.end * width]);
         });
-    })?;
-    Tensor::from_vec(out, (n, width), &Device::Cpu)
+    })
+}
+
+/// The elements of a contiguous f32 tensor on the CPU.
+pub(super) fn with_slice<R>(
+    tensor: &Tensor,
+    read: impl FnOnce(&[f32]) -> R,
+) -> candle_core::Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(CpuStorage::F32(data)) = &*storage else {
+        candle_core::bail!("expected an f32 tensor on the CPU, got {tensor:?}")
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("expected a contiguous tensor, got {layout:?}")
+    };
+    Ok(read(&data[start..end]))
 }

@@ -6,6 +6,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
+use super::attention::Place;
 use super::decoder::{Decoder, LayerDone};
 use super::gguf::Gguf;
 use super::kv_cache::KvCache;
@@ -123,9 +124,10 @@ impl Engine {
             "a prompt of no tokens cannot be prefilled"
         );
         self.check_tokens(tokens)?;
+        self.check_length(tokens.len(), 0)?;
         let chunk_tokens = chunk_tokens.unwrap_or(tokens.len()).max(1);
         let mut last = None;
-        let mut start = 0;
+        let mut position = 0;
         for (chunk, part) in tokens.chunks(chunk_tokens).enumerate() {
             if chunk > 0 {
                 pause()?;
@@ -137,8 +139,9 @@ impl Engine {
                     tokens,
                 });
             };
-            last = Some(self.decoder.forward(part, start, cache, &mut on_layer)?);
-            start += part.len();
+            let first = Place { cache, position };
+            last = Some(self.decoder.prefill(part, first, &mut on_layer)?);
+            position += part.len();
         }
         // Only the last chunk's last token needs the output head.
         let last = last.context("a prompt has at least one chunk")?;
@@ -147,12 +150,37 @@ impl Engine {
 
     /// Appends one token to the cache and returns the logits after it.
     pub fn step(&self, token: u32, cache: &KvCache) -> anyhow::Result<Logits> {
-        self.check_tokens(&[token])?;
-        let start = cache.len_tokens();
-        let last = self
-            .decoder
-            .forward(&[token], start, cache, &mut |_, _| {})?;
-        Ok(Logits(self.decoder.logits(&last)?))
+        let mut all = self.step_batch(&[(token, cache)])?;
+        all.pop().context("a batch of one gives one answer")
+    }
+
+    /// Appends one token to each of several caches, of any lengths, and returns the logits after
+    /// each. Every answer has the bits that [`Engine::step`] gives.
+    ///
+    /// Where a cache is full or given twice, or a token is none, no cache is changed.
+    pub fn step_batch(&self, batch: &[(u32, &KvCache)]) -> anyhow::Result<Vec<Logits>> {
+        let mut tokens = Vec::with_capacity(batch.len());
+        let mut places: Vec<Place<'_>> = Vec::with_capacity(batch.len());
+        for &(token, cache) in batch {
+            let position = cache.len_tokens();
+            self.check_length(position, 1)?;
+            anyhow::ensure!(
+                position < cache.capacity_tokens(),
+                "a cache of {position} tokens is full: take a larger one"
+            );
+            anyhow::ensure!(
+                !places.iter().any(|other| std::ptr::eq(other.cache, cache)),
+                "a batch has one token a sequence, and this one has a cache twice"
+            );
+            tokens.push(token);
+            places.push(Place { cache, position });
+        }
+        self.check_tokens(&tokens)?;
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let logits = self.decoder.step(&tokens, &places)?;
+        Ok(logits.into_iter().map(Logits).collect())
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ pub mod shape;
 pub mod source;
 pub mod tokenizer;
 pub mod weights;
+mod workspace;
 
 use std::path::PathBuf;
 

@@ -9,6 +9,18 @@
 )]
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::utils::barrier_pool;
+
+/// How often a thread comes for more rows: often enough that none waits long for the slowest,
+/// seldom enough that they do not queue for the counter.
+const GRABS: usize = 8;
+
+/// Threads that [`for_rows_of_two`] runs on, and so the scratch places it wants.
+pub fn threads() -> usize {
+    barrier_pool().n_workers() + 1
+}
 
 /// Calls `body(rows, slice)` for disjoint runs of rows that together cover `out`;
 /// `slice` holds those rows, `row_len` elements each.
@@ -17,19 +29,34 @@ pub fn for_rows<T: Send>(
     row_len: usize,
     body: impl Fn(Range<usize>, &mut [T]) + Sync,
 ) {
-    let mut nothing: [(); 0] = [];
-    for_rows_of_two(out, row_len, &mut nothing, 0, |rows, a, _| body(rows, a));
+    let mut nothing = vec![(); threads()];
+    for_rows_with(out, row_len, &mut nothing, |rows, out, ()| body(rows, out));
 }
 
-/// As [`for_rows`], over two buffers of the same number of rows.
+/// As [`for_rows`]; `body` also gets the one of the [`threads`] places of `scratch` that no other
+/// thread has.
+pub fn for_rows_with<T: Send, S: Send>(
+    out: &mut [T],
+    row_len: usize,
+    scratch: &mut [S],
+    body: impl Fn(Range<usize>, &mut [T], &mut S) + Sync,
+) {
+    let mut nothing: [(); 0] = [];
+    for_rows_of_two(out, row_len, &mut nothing, 0, scratch, |rows, a, _, s| {
+        body(rows, a, s);
+    });
+}
+
+/// As [`for_rows_with`], over two buffers of the same number of rows.
 ///
 /// The number of rows is `a.len() / a_row_len`; `b_row_len` may be zero for an empty `b`.
-pub fn for_rows_of_two<A: Send, B: Send>(
+pub fn for_rows_of_two<A: Send, B: Send, S: Send>(
     a: &mut [A],
     a_row_len: usize,
     b: &mut [B],
     b_row_len: usize,
-    body: impl Fn(Range<usize>, &mut [A], &mut [B]) + Sync,
+    scratch: &mut [S],
+    body: impl Fn(Range<usize>, &mut [A], &mut [B], &mut S) + Sync,
 ) {
     let n_rows = a.len() / a_row_len;
     assert_eq!(
@@ -38,23 +65,40 @@ pub fn for_rows_of_two<A: Send, B: Send>(
         "whole rows of the first buffer"
     );
     assert_eq!(b.len(), n_rows * b_row_len, "as many rows in the second");
+    let threads = threads();
+    assert!(scratch.len() >= threads, "scratch for every thread");
     if n_rows == 1 {
         // Waking the pool costs more than one row.
-        body(0..1, a, b);
+        body(0..1, a, b, &mut scratch[0]);
         return;
     }
     let (a_start, b_start) = (SendPtr(a.as_mut_ptr()), SendPtr(b.as_mut_ptr()));
-    candle_core::utils::barrier_pool().execute_chunked(n_rows, |rows| {
-        // SAFETY: `execute_chunked` hands out every row once, so these slices are disjoint; they
-        // lie inside `a` and `b` by the assertions above; and it returns before `a` and `b` are
-        // used again.
-        let (a, b) = unsafe {
-            (
-                a_start.slice(rows.start * a_row_len, rows.len() * a_row_len),
-                b_start.slice(rows.start * b_row_len, rows.len() * b_row_len),
-            )
+    let scratch_start = SendPtr(scratch.as_mut_ptr());
+    let rows_a_grab = n_rows.div_ceil(threads * GRABS).max(1);
+    let cursor = AtomicUsize::new(0);
+    barrier_pool().execute(|thread| {
+        // SAFETY: `execute` calls this once for each thread, with numbers below `threads`, and
+        // returns before `scratch` is used again; the assertion above keeps it inside.
+        let [scratch] = (unsafe { scratch_start.slice(thread, 1) }) else {
+            unreachable!("a slice of one element")
         };
-        body(rows, a, b);
+        loop {
+            let start = cursor.fetch_add(rows_a_grab, Ordering::Relaxed);
+            if start >= n_rows {
+                break;
+            }
+            let rows = start..n_rows.min(start + rows_a_grab);
+            // SAFETY: the cursor hands out every row once, so these slices are disjoint; they
+            // lie inside `a` and `b` by the assertions above; and `execute` returns before `a`
+            // and `b` are used again.
+            let (a, b) = unsafe {
+                (
+                    a_start.slice(rows.start * a_row_len, rows.len() * a_row_len),
+                    b_start.slice(rows.start * b_row_len, rows.len() * b_row_len),
+                )
+            };
+            body(rows, a, b, scratch);
+        }
     });
 }
 
@@ -80,15 +124,18 @@ mod tests {
     fn every_row_is_visited_once_with_its_own_slices() {
         let mut a = vec![0u32; 100 * 3];
         let mut b = vec![0u64; 100 * 2];
-        for_rows_of_two(&mut a, 3, &mut b, 2, |rows, a, b| {
+        let mut visits = vec![0; threads()];
+        for_rows_of_two(&mut a, 3, &mut b, 2, &mut visits, |rows, a, b, visits| {
             for (i, row) in rows.enumerate() {
                 a[i * 3..][..3].iter_mut().for_each(|x| *x += row as u32);
                 b[i * 2..][..2].iter_mut().for_each(|x| *x += row as u64);
+                *visits += 1;
             }
         });
         for row in 0..100 {
             assert!(a[row * 3..][..3].iter().all(|&x| x == row as u32));
             assert!(b[row * 2..][..2].iter().all(|&x| x == row as u64));
         }
+        assert_eq!(visits.iter().sum::<usize>(), 100);
     }
 }

@@ -13,7 +13,10 @@ use candle_core::{Device, Module, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
+use super::decoder::with_slice;
 use super::gguf::Gguf;
+use super::kernels;
+use super::parallel;
 
 /// Inner width that candle's packed kernels need a multiple of.
 const PACKED_WIDTH: usize = 256;
@@ -134,6 +137,17 @@ impl Matrix {
         }
     }
 
+    /// As [`Matrix::forward`] for a few rows, each of which gets the bits that it gets alone.
+    pub fn forward_each(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let outputs: Vec<Tensor> = (self.parts.iter())
+            .map(|part| forward_each(part, x))
+            .collect::<candle_core::Result<_>>()?;
+        match &outputs[..] {
+            [only] => Ok(only.clone()),
+            parts => Tensor::cat(parts, 1)?.contiguous(),
+        }
+    }
+
     /// Rows `ids` as f32, `(n, width)`: the embedding of tokens.
     pub fn rows(&self, ids: &[u32], width: usize) -> candle_core::Result<Tensor> {
         let ids = Tensor::new(ids, &Device::Cpu)?;
@@ -150,6 +164,60 @@ impl Matrix {
             }
         };
         self.parts.iter().map(size).sum()
+    }
+}
+
+/// Most rows for which candle does not turn to AMX tiles for Q4K.
+const ROWS_WITHOUT_AMX: usize = 31;
+
+/// One matrix and rows that shall not see each other. Of candle's quantised kernels most compute
+/// rows apart; the others are led around.
+fn forward_each(matrix: &QMatMul, x: &Tensor) -> candle_core::Result<Tensor> {
+    let rows_at_once = match matrix {
+        QMatMul::Tensor(weights) => return dot_each(weights, x),
+        QMatMul::TensorF16(_) => 1,
+        QMatMul::QTensor(weights) => match weights.dtype() {
+            // One row goes past the packed copy that several go through.
+            GgmlDType::Q6K => 1,
+            GgmlDType::Q4K => ROWS_WITHOUT_AMX,
+            _ => usize::MAX,
+        },
+    };
+    let n = x.dim(0)?;
+    if n <= rows_at_once {
+        return matrix.forward(x);
+    }
+    let groups: Vec<Tensor> = (0..n)
+        .step_by(rows_at_once)
+        .map(|first| matrix.forward(&x.narrow(0, first, rows_at_once.min(n - first))?))
+        .collect::<candle_core::Result<_>>()?;
+    Tensor::cat(&groups, 0)
+}
+
+/// `x` `(n, width)` times the transpose of `weights` `(rows, width)` in f32, each row by itself.
+///
+/// gemm sums a single row in another order than several, and on one thread.
+fn dot_each(weights: &Tensor, x: &Tensor) -> candle_core::Result<Tensor> {
+    let (rows, width) = weights.dims2()?;
+    let n = x.dim(0)?;
+    let mut by_row = vec![0f32; rows * n];
+    with_slice(weights, |weights| {
+        with_slice(x, |x| {
+            parallel::for_rows(&mut by_row, n, |rows, out| {
+                kernels::dot_rows(
+                    &weights[rows.start * width..rows.end * width],
+                    width,
+                    x,
+                    out,
+                );
+            });
+        })
+    })??;
+    match n {
+        1 => Tensor::from_vec(by_row, (1, rows), &Device::Cpu),
+        _ => Tensor::from_vec(by_row, (rows, n), &Device::Cpu)?
+            .t()?
+            .contiguous(),
     }
 }
 
@@ -182,4 +250,69 @@ fn append_q8_rows(
         bytes.extend_from_slice(&padding);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows and inner width that all packed kernels take.
+    const SHAPE: (usize, usize) = (48, 512);
+
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let value = |i: u32| (i.wrapping_add(seed).wrapping_mul(2_654_435_761) >> 8) as f32;
+        (0..count as u32)
+            .map(|i| value(i) / (1 << 23) as f32 - 1.0)
+            .collect()
+    }
+
+    fn matrix(format: GgmlDType, weights: WeightsFormat) -> Matrix {
+        let dense = Tensor::from_vec(noise(SHAPE.0 * SHAPE.1, 1), SHAPE, &Device::Cpu).unwrap();
+        let quantised = QTensor::quantize(&dense, format).unwrap();
+        Matrix::build(vec![quantised], weights, SHAPE.1).unwrap()
+    }
+
+    #[test]
+    fn rows_of_a_batch_have_the_bits_that_they_have_alone() {
+        use GgmlDType::{F32, Q4_0, Q4_1, Q4K, Q5_0, Q5K, Q6K, Q8_0};
+        let as_is = [F32, Q4_0, Q4_1, Q4K, Q5_0, Q5K, Q6K, Q8_0].map(|f| (f, WeightsFormat::AsIs));
+        let others = [(F32, WeightsFormat::F32), (Q4_1, WeightsFormat::Q8)];
+        for (format, weights) in as_is.into_iter().chain(others) {
+            let matrix = matrix(format, weights);
+            for n in [1, 2, 3, 4, 5, 8, 33] {
+                let x =
+                    Tensor::from_vec(noise(n * SHAPE.1, 9), (n, SHAPE.1), &Device::Cpu).unwrap();
+                let together = matrix.forward_each(&x).unwrap();
+                let together = together.to_vec2::<f32>().unwrap();
+                for (i, together) in together.iter().enumerate() {
+                    let alone = matrix.forward_each(&x.narrow(0, i, 1).unwrap()).unwrap();
+                    let alone = alone.to_vec2::<f32>().unwrap();
+                    assert_eq!(
+                        *together, alone[0],
+                        "{format:?} {weights:?}: row {i} of {n}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_apart_and_rows_together_are_the_same_product() {
+        for weights in [WeightsFormat::F32, WeightsFormat::Q8] {
+            let matrix = matrix(GgmlDType::F32, weights);
+            let x = Tensor::from_vec(noise(6 * SHAPE.1, 9), (6, SHAPE.1), &Device::Cpu).unwrap();
+            let apart = matrix.forward_each(&x).unwrap();
+            let together = matrix.forward(&x).unwrap();
+            assert_eq!(apart.dims(), together.dims());
+            let difference = (apart - together)
+                .unwrap()
+                .abs()
+                .unwrap()
+                .max_all()
+                .unwrap();
+            let difference = difference.to_scalar::<f32>().unwrap();
+            // Sums of 512 products of up to 1.
+            assert!(difference < 1e-3, "{weights:?}: {difference}");
+        }
+    }
 }
