@@ -364,6 +364,21 @@ pub struct Done {
     /// Largest resident memory of the decode node so far, in bytes.
     #[serde(default)]
     pub peak_rss_bytes: Option<u64>,
+    /// How busy receiving kept the decode node; a probe's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiving: Option<Receiving>,
+}
+
+/// The decode node's work on a cache, from ADMIT until all of it had landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiving {
+    /// CPU time of the thread that serves the network.
+    pub cpu_ns: u64,
+    /// Time that passed.
+    pub wall_ns: u64,
+    /// The core that this thread was on at the end, where the system tells.
+    #[serde(default)]
+    pub core: Option<u32>,
 }
 
 /// FAILED: an admitted request could not be finished.

@@ -35,6 +35,7 @@ impl Answer {
             events: self.events.iter().map(to_wire).collect(),
             cache_digest,
             peak_rss_bytes: process_peak_rss_bytes(),
+            receiving: None,
         }
     }
 
