@@ -11,7 +11,9 @@ mod processor;
 pub use build::Build;
 pub use host::Host;
 pub use nic::{NetworkInterface, carrying_interface, congestion_control, interfaces};
-pub use process::{process_peak_rss_bytes, process_rss_bytes, reset_peak_rss};
+pub use process::{
+    current_core, process_peak_rss_bytes, process_rss_bytes, reset_peak_rss, thread_cpu_time,
+};
 pub use processor::Processor;
 
 use std::collections::BTreeMap;

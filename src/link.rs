@@ -1,22 +1,24 @@
 //! What a sweep over a link says about it: rates, a fitted model, and what limits it.
 //!
 //! Pure functions of measured transfers; measuring is `cmd::link`'s. `fit` is the model, `kept` one
-//! that is read back, `limit` the sentence, `table` what people see.
+//! that is read back, `limit` judges, `cause` has the sentences, `table` is what people see.
 
+mod cause;
 mod fit;
 mod kept;
 mod limit;
 mod table;
 
+pub use cause::{Cause, sentence};
 pub use fit::{Fit, FitOrigin, Point, SizeTime};
 pub use kept::KeptFit;
-pub use limit::limit;
+pub use limit::{Evidence, Observed, Totals, causes};
 
 use serde::{Deserialize, Serialize};
 
 use crate::environment::NetworkInterface;
 use crate::stats::Figure;
-use crate::wire::socket::{SocketFacts, TcpInfo};
+use crate::wire::socket::SocketFacts;
 
 /// Raw times of one combination, each from the first piece offered to the last one acknowledged.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,17 +87,6 @@ pub struct LeftOut {
     pub reason: String,
 }
 
-/// What was seen of the connections while the fastest combination ran.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Observed {
-    /// CPU time of this process over wall time.
-    pub cpu_share: f64,
-    /// The kernel's counters before, of the first connection.
-    pub before: Option<TcpInfo>,
-    /// And after.
-    pub after: Option<TcpInfo>,
-}
-
 /// A whole sweep.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sweep {
@@ -130,7 +121,10 @@ pub struct Sweep {
     pub fits: Vec<Fit>,
     /// What was seen while the fastest combination ran.
     pub observed: Observed,
-    /// What limits the rate, in a sentence.
+    /// What limits the rate, first, and what else is wrong.
+    #[serde(default)]
+    pub causes: Vec<Cause>,
+    /// The same in a sentence.
     pub limit: String,
 }
 

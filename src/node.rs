@@ -2,13 +2,14 @@
 //!
 //! `compute` owns the thread that runs the model, `generation` says what a request does on it,
 //! `prefill` and `decode` are the two ends of a request, `sending` is a cache on its way,
-//! `reception` one while it arrives, `probing` measures the link with made-up ones. Nothing here
-//! prints or writes files.
+//! `reception` one while it arrives, `probing` measures the link with made-up ones, `observing` is
+//! what both ends did meanwhile. Nothing here prints or writes files.
 
 pub mod compute;
 pub mod decode;
 pub mod generation;
 pub mod interference;
+pub mod observing;
 pub mod prefill;
 pub mod probing;
 pub mod reception;

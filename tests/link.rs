@@ -2,7 +2,7 @@
 
 mod tiny_model;
 
-use disagg_bench::link::{FitOrigin, Sweep};
+use disagg_bench::link::{Cause, FitOrigin, Sweep};
 use tiny_model::{Ended, Workplace};
 
 /// A request that takes no time.
@@ -40,7 +40,12 @@ fn a_sweep_over_loopback_has_a_row_a_combination() {
     let place = Workplace::new();
     let ended = Ended::of(place.command(&with(&["--streams", "1,3", "--format", "json"]))).exits(0);
     let sweep: Sweep = serde_json::from_str(&ended.stdout).unwrap();
-    assert!(sweep.socket.loopback && sweep.limit.starts_with("loopback"));
+    assert!(sweep.socket.loopback && sweep.limit.contains("loopback: no network"));
+    // By chance both ends may have been on one core as well.
+    assert!(matches!(sweep.causes.last(), Some(Cause::Loopback { .. })));
+    let seen = &sweep.observed;
+    assert!(seen.cpu_share > 0.0 && seen.peer_cpu_share.is_some_and(|share| share > 0.0));
+    assert!(seen.same_core_share.is_some() && seen.totals.is_some());
     // A layer of the smaller two fits the smaller piece, so the limits give the same pieces.
     assert_eq!(sweep.rows.len(), 2 * (1 + 1 + 2));
     assert_eq!((sweep.fits.len(), sweep.left_out.len()), (2, 0));
@@ -112,7 +117,7 @@ fn a_sweep_against_another_process_is_a_table() {
     let node = place.serve(&["--link-only"]);
     let peer: &'static str = node.address.clone().leak();
     let ended = Ended::of(place.command(&with(&["--peer", peer, "--streams", "2"]))).exits(0);
-    assert!(ended.stdout.contains("limit: loopback"), "{ended}");
+    assert!(ended.stdout.contains("loopback: no network"), "{ended}");
     let table = ended.stdout.lines().take_while(|line| !line.is_empty());
     let widths: Vec<usize> = table.map(|line| line.chars().count()).collect();
     assert_eq!(widths.len(), 1 + 4);

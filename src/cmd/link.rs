@@ -7,20 +7,26 @@ use anyhow::Context;
 
 use super::split::remote_peer_with;
 use crate::cli::{Format, LinkCommandArgs};
-use crate::environment::{Environment, carrying_interface};
+use crate::environment::{Environment, NetworkInterface, carrying_interface};
 use crate::experiment::now;
 use crate::failure::Failure;
-use crate::link::{Fit, LeftOut, Observed, Row, Sweep, Times, ceiling_gbps, limit};
+use crate::link::{
+    Evidence, Fit, LeftOut, Observed, Row, Sweep, Times, causes, ceiling_gbps, sentence,
+};
 use crate::local_peer::LocalPeer;
 use crate::metrics::SCHEMA_VERSION;
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::published::{self, PublishedShape};
 use crate::node;
+use crate::node::observing::Watch;
 use crate::node::prefill::{Connection, Peer};
 use crate::node::probing::{CacheShape, filled, is_refusal, timed};
 use crate::terminal::{Task, Terminal};
 use crate::wire::MAX_PIECE_BYTES;
 use crate::wire::message::{Introduction, Probe};
+
+/// Step of the kernel's counters of what a connection waited for.
+const KERNEL_STEP_MS: f64 = 4.0;
 
 /// Round trips whose smallest is the link's.
 const ROUND_TRIPS: u64 = 32;
@@ -61,6 +67,7 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
         introduction: &introduction,
         pool: CachePool::new(node::cache_limit_bytes(&environment)),
         task: &task,
+        interfaces: &environment.network_interfaces,
         rows: Vec::new(),
         left_out: Vec::new(),
         best: None,
@@ -121,10 +128,11 @@ struct Sweeping<'a> {
     introduction: &'a Introduction,
     pool: Arc<CachePool>,
     task: &'a Task,
+    interfaces: &'a [NetworkInterface],
     rows: Vec<Row>,
     left_out: Vec<LeftOut>,
-    /// What was seen while the fastest row so far was measured.
-    best: Option<(f64, Observed)>,
+    /// The fastest row so far that takes long enough, and what was seen meanwhile.
+    best: Option<(Row, Observed)>,
 }
 
 impl Sweeping<'_> {
@@ -138,7 +146,7 @@ impl Sweeping<'_> {
         for size in &self.args.sizes {
             self.size(self.shape.probe(*size), peer_limit_bytes).await?;
         }
-        let Some((_, observed)) = self.best.take() else {
+        let Some((best, observed)) = self.best.take() else {
             let last = self
                 .left_out
                 .last()
@@ -146,6 +154,14 @@ impl Sweeping<'_> {
             let reason = last.unwrap_or("give --sizes, --streams and --piece-sizes");
             return Err(Failure::Setting(format!("nothing was measured: {reason}")).into());
         };
+        let interface = carrying_interface(&socket);
+        let causes = causes(&Evidence {
+            gbps: best.gbps.median,
+            seen: &observed,
+            socket: &socket,
+            interface: interface.as_ref(),
+            interfaces: self.interfaces,
+        });
         let rows = std::mem::take(&mut self.rows);
         let idle = self.args.idle_seconds;
         Ok(Sweep {
@@ -163,8 +179,9 @@ impl Sweeping<'_> {
             fits: (self.args.streams.iter())
                 .filter_map(|n| Fit::of_rows(&rows, *n))
                 .collect(),
-            limit: limit(&socket, &observed),
-            interface: carrying_interface(&socket),
+            limit: sentence(&causes),
+            causes,
+            interface,
             left_out: std::mem::take(&mut self.left_out),
             observed,
             socket,
@@ -248,8 +265,7 @@ impl Sweeping<'_> {
             cold_ns: first.busy_ns,
             ..Times::default()
         };
-        let before = connection.tcp_info();
-        let (cpu, wall) = (cpu_time(), Instant::now());
+        let mut watch = Watch::start(&connection);
         let mut longest = Duration::ZERO;
         for repeat in 0..self.args.repeats {
             if repeat > 0 && started.elapsed() + longest > self.args.seconds_per_row {
@@ -259,12 +275,10 @@ impl Sweeping<'_> {
             let sent = timed(&mut connection, cache, probe, piece_bytes).await?;
             longest = longest.max(sent_at.elapsed());
             times.warm_ns.push(sent.busy_ns);
+            watch.saw(sent);
         }
-        let observed = Observed {
-            cpu_share: (cpu_time() - cpu).as_secs_f64() / wall.elapsed().as_secs_f64(),
-            before,
-            after: connection.tcp_info(),
-        };
+        let same_machine = connection.peer().node.machine == self.introduction.node.machine;
+        let observed = watch.end(&connection, same_machine);
         if idles && !self.args.idle_seconds.is_zero() {
             tokio::time::sleep(self.args.idle_seconds).await;
             let sent = timed(&mut connection, cache, probe, piece_bytes).await?;
@@ -272,15 +286,11 @@ impl Sweeping<'_> {
         }
         let row = Row::of(first.bytes, streams, first.pieces, times)
             .context("--repeats must be at least 1")?;
-        if (self.best.as_ref()).is_none_or(|(gbps, _)| row.gbps.median > *gbps) {
-            self.best = Some((row.gbps.median, observed));
+        // The kernel counts what it waited for in steps: of shorter transfers it knows little.
+        let rank = |row: &Row| (row.transfer_ms.median >= KERNEL_STEP_MS, row.gbps.median);
+        if (self.best.as_ref()).is_none_or(|(best, _)| rank(best) < rank(&row)) {
+            self.best = Some((row.clone(), observed));
         }
         Ok(Ok(row))
     }
-}
-
-/// CPU time that this process has used.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

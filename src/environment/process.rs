@@ -1,6 +1,24 @@
-//! Memory of this process, as the kernel counts it.
+//! Memory and processor time of this process, as the kernel counts them.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 use super::kernel_text;
+
+/// CPU time that the calling thread has used.
+pub fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The core that the calling thread is on right now; `None` off Linux.
+pub fn current_core() -> Option<u32> {
+    #[cfg(target_os = "linux")]
+    return u32::try_from(rustix::thread::sched_getcpu()).ok();
+    #[cfg(not(target_os = "linux"))]
+    None
+}
 
 /// Highest resident memory (`VmHWM`) since the process started or [`reset_peak_rss`]; `None` off
 /// Linux.

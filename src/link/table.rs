@@ -157,10 +157,17 @@ mod tests {
                 .to_vec(),
             fits: Vec::new(),
             observed: Observed {
+                streams: 1,
                 cpu_share: 0.5,
+                peer_cpu_share: None,
+                same_core_share: None,
+                core: None,
+                send_buffer_bytes: None,
+                totals: None,
                 before: None,
                 after: None,
             },
+            causes: Vec::new(),
             limit: "network".into(),
         }
     }

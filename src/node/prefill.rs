@@ -16,7 +16,7 @@ use super::sending::{Departure, Progress, Sender, exchange, receive, silence};
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::wire::message::{
-    Admit, Done, Introduction, Join, NodeMemory, Open, OpenRole, Probe, StepRecord,
+    Admit, Done, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Receiving, StepRecord,
 };
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
 use crate::wire::{
@@ -72,6 +72,17 @@ pub struct Outcome {
     pub idle_before_ns: Option<u64>,
     /// Memory of the decode node, where it took part.
     pub decode_memory: Option<NodeMemory>,
+}
+
+/// A made-up cache that went over the link.
+#[derive(Debug)]
+pub struct Probed {
+    /// Events of both nodes.
+    pub events: Vec<Event>,
+    /// Bytes sent.
+    pub sent: WireBytes,
+    /// How busy that kept the decode node; none where it does not tell.
+    pub receiving: Option<Receiving>,
 }
 
 /// An open session with a decode node.
@@ -146,7 +157,22 @@ impl Connection {
         self.tokens_back.subscribe()
     }
 
-    /// The kernel's view of the connection.
+    /// The kernel's view of all connections of the session, the first one first; empty where it
+    /// gives none.
+    pub fn tcp_infos(&self) -> Vec<TcpInfo> {
+        let joined = self.joined.iter().map(|joined| &joined.reader);
+        let readers = std::iter::once(&self.reader).chain(joined);
+        let infos = readers.map(|reader| socket::tcp_info(reader.inner().as_ref()));
+        infos.collect::<Option<_>>().unwrap_or_default()
+    }
+
+    /// Send buffer of the first connection as the kernel has tuned it by now, in bytes.
+    pub fn send_buffer_bytes(&self) -> Option<u64> {
+        let facts = socket::facts(self.reader.inner().as_ref()).ok()?;
+        Some(facts.send_buffer_bytes as u64)
+    }
+
+    /// The kernel's view of the first connection.
     pub fn tcp_info(&self) -> Option<TcpInfo> {
         socket::tcp_info(self.reader.inner().as_ref())
     }
@@ -279,14 +305,13 @@ impl Connection {
         Some(idle.as_nanos() as u64)
     }
 
-    /// Sends a made-up cache and waits until all of it has landed; gives the events of both nodes
-    /// and the bytes sent. `piece_bytes` bounds a piece.
+    /// Sends a made-up cache and waits until all of it has landed. `piece_bytes` bounds a piece.
     pub async fn probe(
         &mut self,
         cache: &Pooled,
         probe: Probe,
         piece_bytes: u64,
-    ) -> anyhow::Result<(Vec<Event>, WireBytes)> {
+    ) -> anyhow::Result<Probed> {
         let before = self.sent();
         let (number, _) = self.announce(Kind::Probe, &probe).await?;
         let clock = Clock::start(Node::Prefill);
@@ -317,7 +342,11 @@ impl Connection {
         events.append(&mut received);
         events.extend(done.events.into_iter().filter_map(from_wire));
         self.note_transfer(clock, &events);
-        Ok((events, self.sent().since(before)))
+        Ok(Probed {
+            events,
+            sent: self.sent().since(before),
+            receiving: done.receiving,
+        })
     }
 
     /// Announces a request and waits until the decode node has memory for it.

@@ -12,13 +12,14 @@ use rand::{RngCore, SeedableRng};
 
 use super::decode::probe_layout;
 use super::prefill::Connection;
+use crate::environment::current_core;
 use crate::link::{Fit, Point};
 use crate::metrics::EventName;
 use crate::metrics::figures::wire_busy_ns;
 use crate::model::cache_pool::{CachePool, PoolFull, Pooled};
 use crate::model::kv_cache::KvLayout;
 use crate::stats::Figure;
-use crate::wire::message::{Probe, RefuseCode};
+use crate::wire::message::{Probe, Receiving, RefuseCode};
 use crate::wire::{MAX_PIECE_BYTES, WireError};
 
 /// Smallest payload of a short fit, and the factor from one size to the next.
@@ -102,6 +103,10 @@ pub struct Timed {
     pub pieces: u64,
     /// First piece offered to last piece acknowledged.
     pub busy_ns: u64,
+    /// The core that this node's thread was on at the end.
+    pub core: Option<u32>,
+    /// What the decode node says of its own work.
+    pub receiving: Option<Receiving>,
 }
 
 /// Sends a made-up cache in pieces of at most `piece_bytes` and times it.
@@ -111,12 +116,14 @@ pub async fn timed(
     probe: Probe,
     piece_bytes: u64,
 ) -> anyhow::Result<Timed> {
-    let (events, sent) = connection.probe(cache, probe, piece_bytes).await?;
-    let offered = (events.iter()).filter(|e| e.name == EventName::PieceOffered);
+    let probed = connection.probe(cache, probe, piece_bytes).await?;
+    let offered = (probed.events.iter()).filter(|e| e.name == EventName::PieceOffered);
     Ok(Timed {
-        bytes: sent.payload_bytes,
+        bytes: probed.sent.payload_bytes,
         pieces: offered.count() as u64,
-        busy_ns: wire_busy_ns(&events).max(1),
+        busy_ns: wire_busy_ns(&probed.events).max(1),
+        core: current_core(),
+        receiving: probed.receiving,
     })
 }
 

@@ -364,6 +364,9 @@ pub struct Done {
     /// Memory of the decode node.
     #[serde(default)]
     pub memory: Option<NodeMemory>,
+    /// How busy receiving kept the decode node; a probe's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receiving: Option<Receiving>,
 }
 
 /// Memory of a node's process, in bytes; none where its system does not tell.
@@ -377,6 +380,18 @@ pub struct NodeMemory {
     pub peak_bytes: Option<u64>,
     /// KV caches that it keeps, used or not.
     pub cache_bytes: u64,
+}
+
+/// The decode node's work on a cache, from ADMIT until all of it had landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receiving {
+    /// CPU time of the thread that serves the network.
+    pub cpu_ns: u64,
+    /// Time that passed.
+    pub wall_ns: u64,
+    /// The core that this thread was on at the end, where the system tells.
+    #[serde(default)]
+    pub core: Option<u32>,
 }
 
 /// FAILED: an admitted request could not be finished.

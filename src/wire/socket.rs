@@ -90,6 +90,9 @@ pub struct TcpInfo {
     pub snd_mss_bytes: u32,
     /// Path MTU, in bytes.
     pub pmtu_bytes: u32,
+    /// The peer's receive window, in bytes; null where the kernel does not tell (before 5.4).
+    #[serde(default)]
+    pub peer_window_bytes: Option<u32>,
 }
 
 /// Whether an address never leaves this machine.
@@ -326,7 +329,7 @@ fn mss_bytes(_socket: &SockRef<'_>) -> Option<u32> {
 /// less than is read here (before 4.19), since zeros would look measured.
 #[cfg(target_os = "linux")]
 pub fn tcp_info(stream: &TcpStream) -> Option<TcpInfo> {
-    let info = linux::tcp_info(stream)?;
+    let (info, length_bytes) = linux::tcp_info(stream)?;
     Some(TcpInfo {
         rtt_us: info.tcpi_rtt,
         rtt_var_us: info.tcpi_rttvar,
@@ -346,6 +349,7 @@ pub fn tcp_info(stream: &TcpStream) -> Option<TcpInfo> {
         snd_cwnd_segments: info.tcpi_snd_cwnd,
         snd_mss_bytes: info.tcpi_snd_mss,
         pmtu_bytes: info.tcpi_pmtu,
+        peer_window_bytes: (length_bytes >= linux::WINDOW_BYTES).then_some(info.tcpi_snd_wnd),
     })
 }
 
@@ -370,7 +374,12 @@ mod linux {
     /// The last field that is read lies below this offset.
     const NEEDED_BYTES: usize = offset_of!(libc::tcp_info, tcpi_bytes_retrans) + size_of::<u64>();
 
-    pub(super) fn tcp_info(stream: &TcpStream) -> Option<libc::tcp_info> {
+    /// And the peer's window, which not every kernel fills in, below this one.
+    pub(super) const WINDOW_BYTES: usize =
+        offset_of!(libc::tcp_info, tcpi_snd_wnd) + size_of::<u32>();
+
+    /// The counters and how many bytes of them the kernel filled in.
+    pub(super) fn tcp_info(stream: &TcpStream) -> Option<(libc::tcp_info, usize)> {
         let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
         let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
         // SAFETY: the descriptor is open while `stream` is borrowed; the kernel writes at most
@@ -388,7 +397,7 @@ mod linux {
             return None;
         }
         // SAFETY: the struct is all integers, zeroed before the kernel wrote into it.
-        Some(unsafe { info.assume_init() })
+        Some((unsafe { info.assume_init() }, length as usize))
     }
 }
 

@@ -35,6 +35,7 @@ impl Answer {
             events: self.events.iter().map(to_wire).collect(),
             cache_digest,
             memory: Some(memory),
+            receiving: None,
         }
     }
 

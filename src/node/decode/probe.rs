@@ -2,17 +2,19 @@
 //! is computed.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::answer::Answer;
 use super::{Abort, Peer, take_cache};
+use crate::environment::{current_core, thread_cpu_time};
 use crate::metrics::{Finish, Node};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::kv_cache::{KvDtype, KvLayout};
 use crate::node::generation::Clock;
 use crate::node::reception::Reception;
-use crate::wire::message::{Admit, Probe, Refuse, RefuseCode};
+use crate::wire::message::{Admit, Probe, Receiving, Refuse, RefuseCode};
 use crate::wire::{Kind, MAX_PIECE_BYTES};
 
 /// Most layers of a probe: above any published model.
@@ -49,13 +51,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         (self.writer)
             .write_control(Kind::Admit, self.session.id, number, &admit)
             .await?;
+        let (wall, cpu) = (Instant::now(), thread_cpu_time());
         let ended = match self.receive_cache(&reception).await {
             Ok((_, events)) => {
+                let receiving = Receiving {
+                    cpu_ns: thread_cpu_time().saturating_sub(cpu).as_nanos() as u64,
+                    wall_ns: wall.elapsed().as_nanos() as u64,
+                    core: current_core(),
+                };
                 let answer = Answer {
                     events,
                     tokens: Vec::new(),
                 };
-                let done = answer.done(Finish::Length, &[], None, self.node.memory());
+                let mut done = answer.done(Finish::Length, &[], None, self.node.memory());
+                done.receiving = Some(receiving);
                 (self.writer)
                     .write_control(Kind::Done, self.session.id, number, &done)
                     .await
