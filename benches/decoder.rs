@@ -1,5 +1,6 @@
-//! The decoder: a prefill of 128 tokens and one step behind them, on the tests' tiny seeded model
-//! and, where it lies in the model cache, on the default model. Nothing is fetched.
+//! The decoder: a prefill of 128 tokens and a step behind them, of one sequence and of several at
+//! once, on the tests' tiny seeded model and, where it lies in the model cache, on the default
+//! model. Nothing is fetched.
 //!
 //! Run with `cargo bench --bench decoder`; `RAYON_NUM_THREADS` and `CANDLE_NUM_THREADS` set the
 //! threads. The tiny model shows what is paid beside the arithmetic, the default model what a
@@ -13,7 +14,7 @@ use std::path::Path;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use disagg_bench::model::cache_pool::{CachePool, Pooled};
 use disagg_bench::model::engine::Engine;
-use disagg_bench::model::kv_cache::KvDtype;
+use disagg_bench::model::kv_cache::{KvCache, KvDtype};
 use disagg_bench::model::source::{self, ModelSpec, Progress};
 use tiny_model::TinyModel;
 
@@ -22,6 +23,9 @@ const PROMPT_TOKENS: usize = 128;
 
 /// Memory for caches, in bytes: a few of the default model.
 const POOL_BYTES: usize = 256 << 20;
+
+/// Sequences that are stepped together.
+const BATCHES: [usize; 4] = [1, 2, 4, 8];
 
 /// Every K/V type that the decoder computes with.
 const KV_DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::Bf16];
@@ -46,15 +50,25 @@ fn measure(criterion: &mut Criterion, name: &str, engine: &Engine) {
         group.bench_function(BenchmarkId::new("prefill-128", kv_dtype), |bencher| {
             bencher.iter(|| prefill(&empty()));
         });
-        group.throughput(Throughput::Elements(1));
-        group.bench_function(BenchmarkId::new("step-at-128", kv_dtype), |bencher| {
-            // A step makes its cache longer, so each has a copy; the copying is not timed.
-            bencher.iter_batched(
-                || copy_of(&full, empty()),
-                |cache| (engine.step(next, &cache), cache),
-                BatchSize::PerIteration,
-            );
-        });
+        for batch in BATCHES {
+            let name = match batch {
+                1 => "step-at-128".to_string(),
+                several => format!("step-of-{several}-at-128"),
+            };
+            group.throughput(Throughput::Elements(batch as u64));
+            group.bench_function(BenchmarkId::new(name, kv_dtype), |bencher| {
+                // A step makes its caches longer, so each has copies; the copying is not timed.
+                bencher.iter_batched(
+                    || -> Vec<Pooled> { (0..batch).map(|_| copy_of(&full, empty())).collect() },
+                    |caches| {
+                        let steps: Vec<(u32, &KvCache)> =
+                            caches.iter().map(|cache| (next, &**cache)).collect();
+                        (engine.step_batch(&steps), caches)
+                    },
+                    BatchSize::PerIteration,
+                );
+            });
+        }
         group.finish();
     }
 }

@@ -17,6 +17,10 @@ use crate::metrics::{
 use crate::stats::Figure;
 use crate::workload::Prompt;
 
+mod batch;
+
+pub use batch::BatchProcessing;
+
 /// Name that the notebook gave the file.
 pub const BASELINE_FILE: &str = "baseline_metrics.json";
 
@@ -34,8 +38,8 @@ pub struct BaselineFile {
     pub config: Config,
     /// The first prompt, alone; medians.
     pub single_request: Option<SingleRequest>,
-    /// Several sequences at once; null until batched decode exists.
-    pub batch_processing: Option<serde_json::Value>,
+    /// Several requests at once; medians. Null where they could not be run.
+    pub batch_processing: Option<BatchProcessing>,
     /// Resident memory.
     pub memory: MemoryMb,
     /// Version of the schema of the keys below.
@@ -132,7 +136,7 @@ impl Config {
 
 impl BaselineFile {
     /// Of a finished run of the single arm.
-    pub fn of(record: &Record, config: Config) -> Self {
+    pub fn of(record: &Record, config: Config, batch_processing: Option<BatchProcessing>) -> Self {
         let mut cases = record.cases.clone();
         for sample in cases.iter_mut().flat_map(|case| &mut case.samples) {
             sample.events.retain(|e| e.name != EventName::LayerDone);
@@ -148,7 +152,7 @@ impl BaselineFile {
             model: record.model.name.clone(),
             config,
             single_request: cases.first().and_then(SingleRequest::of),
-            batch_processing: None,
+            batch_processing,
             memory: MemoryMb::of(record, longest),
             schema_version: SCHEMA_VERSION,
             run: record.run.clone(),

@@ -86,7 +86,8 @@ impl Plan {
         rounds * ((self.prompts.len() * self.ways.len()) as u64 + scenes)
     }
 
-    fn request(&self, prompt: &Prompt) -> Request {
+    /// The request that a prompt becomes under this plan.
+    pub fn request(&self, prompt: &Prompt) -> Request {
         Request {
             prompt: prompt.tokens.clone(),
             output_tokens: prompt.output_tokens,

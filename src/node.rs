@@ -1,10 +1,12 @@
 //! The two roles: joins the engine and the wire.
 //!
 //! `compute` owns the thread that runs the model, `generation` says what a request does on it,
-//! `prefill` and `decode` are the two ends of a request, `sending` is a cache on its way,
-//! `reception` one while it arrives, `probing` measures the link with made-up ones, `observing` is
-//! what both ends did meanwhile. Nothing here prints or writes files.
+//! `batch` what several do at once, `prefill` and `decode` are the two ends of a request, `sending`
+//! is a cache on its way, `reception` one while it arrives, `interference` two requests that meet,
+//! `probing` measures the link with made-up caches, `observing` is what both ends did meanwhile.
+//! Nothing here prints or writes files.
 
+pub mod batch;
 pub mod compute;
 pub mod decode;
 pub mod generation;

@@ -5,6 +5,7 @@ mod tiny_model;
 use std::collections::HashSet;
 
 use candle_core::quantized::GgmlDType;
+use disagg_bench::baseline::{BASELINE_FILE, BaselineFile};
 use disagg_bench::metrics::{
     Agreement, Arm, EventName, Origin, Output, Record, SCHEMA_VERSION, Sample, Status,
 };
@@ -97,6 +98,10 @@ fn split_gives_the_answers_of_one_node_in_every_setting() {
                 is_believable(&split);
                 let baseline = run("baseline");
                 assert_eq!(baseline.run.status, Status::Complete);
+                let file = BaselineFile::read(&place.path(BASELINE_FILE)).unwrap();
+                let batch = file.batch_processing.unwrap();
+                assert_eq!((batch.batch_size, batch.total_tokens), (8, 8 * 24));
+                assert_eq!(batch.identical_to_single, Some(true), "{name}");
                 let alone = answers(&baseline, Arm::Single);
                 assert_eq!(alone.len(), 2 * ROUNDS);
                 for (output, other) in alone.iter().zip(answers(&split, Arm::Split)) {

@@ -126,25 +126,27 @@ impl Matrix {
 
     /// `(n, input_width)` to `(n, rows)`.
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match &self.parts[..] {
-            [only] => only.forward(x),
-            parts => {
-                let outputs: Vec<Tensor> = (parts.iter())
-                    .map(|m| m.forward(x))
-                    .collect::<candle_core::Result<_>>()?;
-                Tensor::cat(&outputs, 1)?.contiguous()
-            }
-        }
+        self.apply(|part| part.forward(x))
     }
 
     /// As [`Matrix::forward`] for a few rows, each of which gets the bits that it gets alone.
     pub fn forward_each(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let outputs: Vec<Tensor> = (self.parts.iter())
-            .map(|part| forward_each(part, x))
-            .collect::<candle_core::Result<_>>()?;
-        match &outputs[..] {
-            [only] => Ok(only.clone()),
-            parts => Tensor::cat(parts, 1)?.contiguous(),
+        self.apply(|part| forward_each(part, x))
+    }
+
+    /// What `multiply` gives for each part, side by side.
+    fn apply(
+        &self,
+        multiply: impl Fn(&QMatMul) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        match &self.parts[..] {
+            [only] => multiply(only),
+            parts => {
+                let outputs: Vec<Tensor> = (parts.iter())
+                    .map(multiply)
+                    .collect::<candle_core::Result<_>>()?;
+                Tensor::cat(&outputs, 1)?.contiguous()
+            }
         }
     }
 
