@@ -17,8 +17,11 @@ use crate::environment::{process_peak_rss_bytes, reset_peak_rss};
 use crate::metrics::{Arm, Case, Node, Record, Sample, Status, Transfer};
 use crate::model::engine::Engine;
 use crate::model::kv_cache::KvDtype;
+use crate::model::kv_int8::WireRows;
+use crate::node::accuracy;
 use crate::node::generation::Request;
 use crate::node::prefill::{Connection, Outcome, Peer, PrefillNode, single};
+use crate::node::wire_dtype;
 use crate::wire::WireError;
 use crate::wire::message::Introduction;
 use crate::workload::Prompt;
@@ -37,8 +40,8 @@ pub enum Way {
     SingleHere,
     /// Both phases on the decode node: measured where the nodes are unlike.
     SingleThere,
-    /// Prefill here, decode there.
-    Split(Transfer),
+    /// Prefill here, decode there, with the cache in this form on the wire.
+    Split(Transfer, WireRows),
 }
 
 /// What is to be measured.
@@ -67,12 +70,16 @@ impl Plan {
         rounds * (self.prompts.len() * self.ways.len()) as u64
     }
 
-    fn request(&self, prompt: &Prompt) -> Request {
+    fn request(&self, prompt: &Prompt, way: Way) -> Request {
         Request {
             prompt: prompt.tokens.clone(),
             output_tokens: prompt.output_tokens,
             ignore_eos: prompt.ignore_eos,
             kv_dtype: self.kv_dtype,
+            wire_rows: match way {
+                Way::Split(_, rows) => rows,
+                Way::SingleHere | Way::SingleThere => WireRows::Same,
+            },
             chunk_tokens: self.chunk_tokens,
         }
     }
@@ -135,6 +142,7 @@ impl Experiment<'_> {
                 kv_bytes: (layout.bytes_per_token() * prompt.tokens.len()) as u64,
                 samples: self.stand_in(prompt),
                 check: None,
+                lossy: Vec::new(),
             });
             for round in 0..plan.warmup + plan.repeats {
                 let warmup = round < plan.warmup;
@@ -142,7 +150,7 @@ impl Experiment<'_> {
                 ways.shuffle(&mut random);
                 for way in ways {
                     (self.observer)(&prompt.name, None);
-                    let outcome = self.request(way, &plan.request(prompt)).await;
+                    let outcome = self.request(way, &plan.request(prompt, way)).await;
                     let repeat = if warmup { round } else { round - plan.warmup };
                     let mut sample = sample_of(way, plan, self.streams(), repeat, warmup, order);
                     order += 1;
@@ -171,9 +179,10 @@ impl Experiment<'_> {
             }
         }
         self.record.memory.peak_bytes = process_peak_rss_bytes();
+        let losses = self.measure_losses(plan).await;
         match first_failure {
             Some(error) => Err(error.context("at least one request failed")),
-            None => Ok(()),
+            None => losses,
         }
     }
 
@@ -212,6 +221,23 @@ impl Experiment<'_> {
         Ok(())
     }
 
+    /// What lossy ways cost the answers, behind everything that is timed or whose memory counts.
+    async fn measure_losses(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        for (prompt, case) in plan.prompts.iter().zip(&mut self.record.cases) {
+            let landed = |s: &&Sample| s.is_lossy() && s.error.is_none();
+            if !case.samples.iter().any(|s| landed(&s)) {
+                continue;
+            }
+            (self.observer)(&prompt.name, None);
+            let way = Way::Split(Transfer::Bulk, WireRows::Int8);
+            let lossy = accuracy::lossy(self.node, &plan.request(prompt, way)).await;
+            let lossy = lossy
+                .with_context(|| format!("cannot tell what int8 costs prompt {}", prompt.name))?;
+            case.lossy.extend(lossy);
+        }
+        Ok(())
+    }
+
     async fn request(&mut self, way: Way, request: &Request) -> anyhow::Result<Outcome> {
         if way == Way::SingleHere {
             return single(self.node, request).await;
@@ -225,7 +251,7 @@ impl Experiment<'_> {
             None => Connection::open(remote.peer, remote.introduction).await?,
         };
         let outcome = match way {
-            Way::Split(transfer) => connection.split(self.node, request, transfer).await?,
+            Way::Split(transfer, _) => connection.split(self.node, request, transfer).await?,
             _ => connection.whole(self.node, request).await?,
         };
         // A connection is kept only behind a request that ended well: after any other it may be
@@ -276,17 +302,17 @@ pub fn now() -> String {
 }
 
 fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, order: u32) -> Sample {
-    let (arm, node, transfer) = match way {
-        Way::SingleHere => (Arm::Single, Node::Prefill, None),
-        Way::SingleThere => (Arm::Single, Node::Decode, None),
-        Way::Split(transfer) => (Arm::Split, Node::Decode, Some(transfer)),
+    let (arm, node, transfer, wire_rows) = match way {
+        Way::SingleHere => (Arm::Single, Node::Prefill, None, None),
+        Way::SingleThere => (Arm::Single, Node::Decode, None, None),
+        Way::Split(transfer, rows) => (Arm::Split, Node::Decode, Some(transfer), Some(rows)),
     };
     Sample {
         arm,
         node,
         transfer,
         kv_dtype: plan.kv_dtype.into(),
-        wire_dtype: transfer.map(|_| plan.kv_dtype.into()),
+        wire_dtype: wire_rows.map(|rows| wire_dtype(rows, plan.kv_dtype)),
         streams: transfer.map_or(0, |_| streams),
         chunk_tokens: plan.chunk_tokens,
         warmup,

@@ -5,7 +5,10 @@
 //! sizes integers in bytes; every other number is derived in [`figures`], on read.
 
 pub mod figures;
+mod lossy;
 pub mod summary;
+
+pub use lossy::Lossy;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +17,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
-use crate::wire::message::KvDtype;
+use crate::wire::message::{KvDtype, WireDtype};
 use crate::wire::socket::{SocketFacts, TcpInfo};
 
 /// Version of the record's schema; a reader refuses any other.
@@ -224,6 +227,9 @@ pub struct Case {
     pub samples: Vec<Sample>,
     /// What the comparison of the arms' answers gave; null with one arm.
     pub check: Option<Check>,
+    /// What lossy wire formats cost the answer, one entry a format that was measured.
+    #[serde(default)]
+    pub lossy: Vec<Lossy>,
 }
 
 /// One way of running a request.
@@ -297,7 +303,7 @@ pub struct Sample {
     /// Element type of the cache.
     pub kv_dtype: KvDtype,
     /// Element type on the wire; null in the single arm.
-    pub wire_dtype: Option<KvDtype>,
+    pub wire_dtype: Option<WireDtype>,
     /// TCP connections that carried pieces; 0 in the single arm.
     pub streams: u32,
     /// Prefill chunk; null for the whole prompt at once.
@@ -318,6 +324,13 @@ pub struct Sample {
     pub events: Vec<Event>,
     /// Why it failed, or null.
     pub error: Option<String>,
+}
+
+impl Sample {
+    /// Whether decode started from another cache than prefill left.
+    pub fn is_lossy(&self) -> bool {
+        self.wire_dtype.is_some_and(WireDtype::is_lossy)
+    }
 }
 
 /// The answer of one request and what proves it.

@@ -2,8 +2,10 @@
 //!
 //! `compute` owns the thread that runs the model, `generation` says what a request does on it,
 //! `prefill` and `decode` are the two ends of a request, `sending` is a cache on
-//! its way, `reception` one while it arrives. Nothing here prints or writes files.
+//! its way, `reception` one while it arrives, `accuracy` what a lossy way there costs the answer.
+//! Nothing here prints or writes files.
 
+pub mod accuracy;
 pub mod compute;
 pub mod decode;
 pub mod generation;
@@ -14,8 +16,10 @@ mod sending;
 use crate::environment::Environment;
 use crate::model::engine::Engine;
 use crate::model::kv_cache::KvDtype;
+use crate::model::kv_int8::WireRows;
 use crate::wire::message::{
     BuildIdentity, CacheLayout, Introduction, LayerLayout, Limits, ModelIdentity, NodeIdentity,
+    WireDtype,
 };
 use crate::wire::{self, MAX_PIECE_BYTES};
 
@@ -97,5 +101,23 @@ pub fn engine_dtype(dtype: wire::message::KvDtype) -> Option<KvDtype> {
         wire::message::KvDtype::F32 => Some(KvDtype::F32),
         wire::message::KvDtype::F16 => Some(KvDtype::F16),
         wire::message::KvDtype::Bf16 => None,
+    }
+}
+
+/// Element type of pieces whose cache is of `kv_dtype`.
+pub fn wire_dtype(rows: WireRows, kv_dtype: KvDtype) -> WireDtype {
+    match rows {
+        WireRows::Same => wire::message::KvDtype::from(kv_dtype).into(),
+        WireRows::Int8 => WireDtype::Int8,
+    }
+}
+
+/// The rows of a request's pieces; none where they could not land in its cache.
+fn wire_rows(open: &wire::message::Open) -> Option<WireRows> {
+    match open.wire_dtype {
+        None => Some(WireRows::Same),
+        Some(WireDtype::Int8) => Some(WireRows::Int8),
+        Some(same) if same == open.kv_dtype.into() => Some(WireRows::Same),
+        Some(_) => None,
     }
 }

@@ -24,6 +24,7 @@ pub(super) fn report(record: &Record, summary: &Summary, charts: &[Chart]) -> St
         );
     }
     text += &section("Figures", &markdown_table(summary));
+    text += &section("Lossy on the wire", &super::lossy::section(summary));
     text += &section("Checks", &checks(record));
     text += &section("Failed requests", &failures(summary));
     for chart in charts {

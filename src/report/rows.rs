@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::metrics::figures::Figures;
 use crate::metrics::{Arm, Case, Node, Record, Sample, Transfer};
-use crate::wire::message::KvDtype;
+use crate::wire::message::{KvDtype, WireDtype};
 
 /// One request, flat; what is undefined is null or empty.
 #[derive(Debug, Serialize)]
@@ -16,6 +16,7 @@ struct Row<'a> {
     node: Node,
     transfer: Option<Transfer>,
     kv_dtype: KvDtype,
+    wire_dtype: Option<WireDtype>,
     streams: u32,
     warmup: bool,
     repeat: u32,
@@ -51,6 +52,7 @@ impl<'a> Row<'a> {
             node: sample.node,
             transfer: sample.transfer,
             kv_dtype: sample.kv_dtype,
+            wire_dtype: sample.wire_dtype,
             streams: sample.streams,
             warmup: sample.warmup,
             repeat: sample.repeat,

@@ -10,6 +10,7 @@ use super::{Abort, Peer};
 use crate::metrics::{Finish, Node};
 use crate::model::cache_pool::Pooled;
 use crate::model::kv_cache::{KvDtype, KvLayout};
+use crate::model::kv_int8::WireRows;
 use crate::node::generation::Clock;
 use crate::node::reception::Reception;
 use crate::wire::message::{Admit, Probe, Refuse, RefuseCode};
@@ -38,7 +39,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             Err(refuse) => return self.refuse(number, refuse).await,
         };
         let tokens = probe.tokens as usize;
-        let reception = Reception::new(number, tokens, Arc::clone(&cache), clock, None);
+        let rows = WireRows::Same;
+        let reception = Reception::new(number, tokens, Arc::clone(&cache), rows, clock, None);
         // There is no first token to wait for.
         reception.start(0)?;
         self.shared.set_current(Some(Arc::clone(&reception)));

@@ -13,7 +13,7 @@ use crate::stats::Figure;
 
 const TITLE: &str = "Where the time of a request goes";
 /// Where bars start, and the longest ends, in pixels.
-const LEFT: i32 = 150;
+const LEFT: i32 = 200;
 const RIGHT: i32 = 730;
 const TOP: i32 = 112;
 const HEADING: i32 = 26;
