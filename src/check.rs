@@ -52,14 +52,17 @@ pub fn demanded(record: &Record) -> Agreement {
 }
 
 /// Compares all answers of a case with the first one; `None` without answers. Agreement is told
-/// only where at least two ways of running the case have answered.
+/// only where at least two ways of running the case have answered; of a lossy one nothing but its
+/// landing is looked at.
 pub fn check(case: &Case, demanded: Agreement, tolerance: Tolerance) -> Option<Check> {
     let answered = || {
         case.samples
             .iter()
             .filter_map(|s| Some((s, s.output.as_ref()?)))
     };
-    let (first, reference) = answered().next()?;
+    answered().next()?;
+    let mut lossless = answered().filter(|(s, _)| !s.is_lossy());
+    let first = lossless.next();
     let mut findings = Vec::new();
     let mut landed = None;
     let mut agreement = Agreement::Identical;
@@ -67,6 +70,9 @@ pub fn check(case: &Case, demanded: Agreement, tolerance: Tolerance) -> Option<C
         if let Some(this) = self::landed(sample, output, &mut findings) {
             landed = Some(landed.unwrap_or(true) && this);
         }
+        let Some((first, reference)) = first.filter(|_| !sample.is_lossy()) else {
+            continue;
+        };
         let (level, finding) = compare(reference, output, tolerance);
         if let Some(finding) = finding {
             let (this, first) = (name(sample), name(first));
@@ -75,7 +81,7 @@ pub fn check(case: &Case, demanded: Agreement, tolerance: Tolerance) -> Option<C
         agreement = agreement.min(level);
     }
     let way = |s: &Sample| (s.arm, s.node, s.transfer);
-    let several_ways = answered().any(|(s, _)| way(s) != way(first));
+    let several_ways = lossless.any(|(s, _)| first.is_some_and(|(f, _)| way(s) != way(f)));
     Some(Check {
         landed,
         outputs: several_ways.then_some(agreement),

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::metrics::Transfer;
 use crate::model::kv_cache::KvDtype;
+use crate::model::kv_int8::WireRows;
 use crate::model::weights::WeightsFormat;
 use crate::workload::parse_length;
 
@@ -251,6 +252,15 @@ pub struct LinkArgs {
         value_delimiter = ','
     )]
     pub transfer: Vec<Transfer>,
+    /// What the cache is on the wire: same (its own bytes), int8 (fewer bytes, lossy; what it
+    /// costs the answer is measured beside it) or both as arms of one run, `same,int8`
+    #[arg(
+        long,
+        default_value = "same",
+        value_name = "DTYPE,DTYPE",
+        value_delimiter = ','
+    )]
+    pub wire_dtype: Vec<WireRows>,
     /// TCP connections that carry the cache; more than one helps where one cannot fill the link
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub streams: u32,

@@ -20,10 +20,11 @@ use crate::link::FitOrigin;
 use crate::metrics::{Arm, Case, Choice, Node, Record, Sample, Status, Transfer};
 use crate::model::engine::Engine;
 use crate::model::kv_cache::{KvDtype, KvLayout};
-use crate::node::Departure;
+use crate::model::kv_int8::WireRows;
 use crate::node::generation::Request;
 use crate::node::prefill::{Connection, Outcome, Peer, PrefillNode, single};
 use crate::node::probing::short_fit;
+use crate::node::{Departure, accuracy, wire_dtype};
 use crate::projection::exposure::{self, Cut, Prefill};
 use crate::wire::message::Introduction;
 use crate::wire::{MAX_PIECE_BYTES, WireError};
@@ -49,8 +50,8 @@ pub enum Way {
     SingleHere,
     /// Both phases on the decode node: measured where the nodes are unlike.
     SingleThere,
-    /// Prefill here, decode there.
-    Split(Transfer),
+    /// Prefill here, decode there, with the cache in this form on the wire.
+    Split(Transfer, WireRows),
 }
 
 /// What is to be measured.
@@ -86,13 +87,17 @@ impl Plan {
         rounds * ((self.prompts.len() * self.ways.len()) as u64 + scenes)
     }
 
-    /// The request that a prompt becomes under this plan.
-    pub fn request(&self, prompt: &Prompt) -> Request {
+    /// The request that a prompt becomes under this plan, in one of its ways.
+    pub fn request(&self, prompt: &Prompt, way: Way) -> Request {
         Request {
             prompt: prompt.tokens.clone(),
             output_tokens: prompt.output_tokens,
             ignore_eos: prompt.ignore_eos,
             kv_dtype: self.kv_dtype,
+            wire_rows: match way {
+                Way::Split(_, rows) => rows,
+                Way::SingleHere | Way::SingleThere => WireRows::Same,
+            },
             chunk_tokens: self.chunk_tokens,
         }
     }
@@ -158,6 +163,7 @@ impl Experiment<'_> {
                 kv_bytes: (layout.bytes_per_token() * prompt.tokens.len()) as u64,
                 samples: self.stand_in(prompt),
                 check: None,
+                lossy: Vec::new(),
             });
             for round in 0..plan.warmup + plan.repeats {
                 let warmup = round < plan.warmup;
@@ -166,9 +172,8 @@ impl Experiment<'_> {
                 for way in ways {
                     (self.observer)(&prompt.name, None);
                     let tokens = prompt.tokens.len() as u32;
-                    let choice =
-                        (way == Way::Split(Transfer::Auto)).then(|| self.choose(&prefills, tokens));
-                    let outcome = self.request(way, choice, &plan.request(prompt)).await;
+                    let choice = self.choose(way, layout, &prefills, tokens);
+                    let outcome = (self.request(way, choice, &plan.request(prompt, way))).await;
                     let repeat = if warmup { round } else { round - plan.warmup };
                     let mut sample = sample_of(way, plan, self.streams(), repeat, warmup, order);
                     sample.choice = choice;
@@ -213,9 +218,10 @@ impl Experiment<'_> {
         }
         self.record.memory.peak_bytes = process_peak_rss_bytes();
         self.record.memory.cache_bytes = self.node.pool.held_bytes() as u64;
+        let losses = self.measure_losses(plan).await;
         match first_failure {
             Some(error) => Err(error.context("at least one request failed")),
-            None => Ok(()),
+            None => losses,
         }
     }
 
@@ -262,12 +268,28 @@ impl Experiment<'_> {
         Ok(())
     }
 
-    /// What `auto` picks for a prompt of `tokens`.
-    fn choose(&self, prefills: &[Prefill], tokens: u32) -> Choice {
+    /// What `auto` picks for a prompt of `tokens`; `None` in any other way.
+    fn choose(
+        &self,
+        way: Way,
+        layout: KvLayout,
+        prefills: &[Prefill],
+        tokens: u32,
+    ) -> Option<Choice> {
+        let Way::Split(Transfer::Auto, rows) = way else {
+            return None;
+        };
         let link = self.record.link.as_ref();
         let fit = link.and_then(|link| link.fit.as_ref());
         let round_trip_ns = link.and_then(|link| link.min_round_trip_ns()).unwrap_or(0);
-        exposure::choose(fit, round_trip_ns, prefills, tokens)
+        let wire_share = rows.row_bytes(layout) as f64 / layout.row_bytes() as f64;
+        Some(exposure::choose(
+            fit,
+            round_trip_ns,
+            prefills,
+            tokens,
+            wire_share,
+        ))
     }
 
     /// How caches are cut on this connection.
@@ -278,6 +300,23 @@ impl Experiment<'_> {
             row_bytes: layout.row_bytes() as u64,
             piece_bytes: theirs.unwrap_or(MAX_PIECE_BYTES).min(MAX_PIECE_BYTES),
         }
+    }
+
+    /// What lossy ways cost the answers, behind everything that is timed or whose memory counts.
+    async fn measure_losses(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        for (prompt, case) in plan.prompts.iter().zip(&mut self.record.cases) {
+            let landed = |s: &&Sample| s.is_lossy() && s.error.is_none();
+            if !case.samples.iter().any(|s| landed(&s)) {
+                continue;
+            }
+            (self.observer)(&prompt.name, None);
+            let way = Way::Split(Transfer::Bulk, WireRows::Int8);
+            let lossy = accuracy::lossy(self.node, &plan.request(prompt, way)).await;
+            let lossy = lossy
+                .with_context(|| format!("cannot tell what int8 costs prompt {}", prompt.name))?;
+            case.lossy.extend(lossy);
+        }
+        Ok(())
     }
 
     async fn request(
@@ -298,7 +337,7 @@ impl Experiment<'_> {
             None => Connection::open(remote.peer, remote.introduction).await?,
         };
         let outcome = match way {
-            Way::Split(transfer) => {
+            Way::Split(transfer, _) => {
                 let departure = match choice.map_or(transfer, |choice| choice.picked) {
                     Transfer::Bulk => Departure::AfterPrefill,
                     Transfer::Layered | Transfer::Auto => Departure::BehindPrefill,
@@ -355,10 +394,10 @@ pub fn now() -> String {
 }
 
 fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, order: u32) -> Sample {
-    let (arm, node, transfer) = match way {
-        Way::SingleHere => (Arm::Single, Node::Prefill, None),
-        Way::SingleThere => (Arm::Single, Node::Decode, None),
-        Way::Split(transfer) => (Arm::Split, Node::Decode, Some(transfer)),
+    let (arm, node, transfer, wire_rows) = match way {
+        Way::SingleHere => (Arm::Single, Node::Prefill, None, None),
+        Way::SingleThere => (Arm::Single, Node::Decode, None, None),
+        Way::Split(transfer, rows) => (Arm::Split, Node::Decode, Some(transfer), Some(rows)),
     };
     Sample {
         arm,
@@ -367,7 +406,7 @@ fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, ord
         choice: None,
         idle_before_ns: None,
         kv_dtype: plan.kv_dtype.into(),
-        wire_dtype: transfer.map(|_| plan.kv_dtype.into()),
+        wire_dtype: wire_rows.map(|rows| wire_dtype(rows, plan.kv_dtype)),
         streams: transfer.map_or(0, |_| streams),
         chunk_tokens: plan.chunk_tokens,
         warmup,

@@ -7,7 +7,10 @@
 pub mod clock;
 pub mod figures;
 pub mod interference;
+mod lossy;
 pub mod summary;
+
+pub use lossy::Lossy;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, NetworkInterface};
 use crate::link::{Fit, FitOrigin};
-use crate::wire::message::KvDtype;
+use crate::wire::message::{KvDtype, WireDtype};
 use crate::wire::socket::{SocketFacts, TcpInfo};
 
 /// Version of the record's schema; a reader refuses any other.
@@ -257,6 +260,9 @@ pub struct Case {
     pub samples: Vec<Sample>,
     /// What the comparison of the arms' answers gave; null with one arm.
     pub check: Option<Check>,
+    /// What lossy wire formats cost the answer, one entry a format that was measured.
+    #[serde(default)]
+    pub lossy: Vec<Lossy>,
 }
 
 /// One way of running a request.
@@ -333,7 +339,7 @@ pub struct Sample {
     /// Element type of the cache.
     pub kv_dtype: KvDtype,
     /// Element type on the wire; null in the single arm.
-    pub wire_dtype: Option<KvDtype>,
+    pub wire_dtype: Option<WireDtype>,
     /// What `auto` picked and why; null in every other arm.
     #[serde(default)]
     pub choice: Option<Choice>,
@@ -361,6 +367,13 @@ pub struct Sample {
     pub events: Vec<Event>,
     /// Why it failed, or null.
     pub error: Option<String>,
+}
+
+impl Sample {
+    /// Whether decode started from another cache than prefill left.
+    pub fn is_lossy(&self) -> bool {
+        self.wire_dtype.is_some_and(WireDtype::is_lossy)
+    }
 }
 
 /// What `auto` picked for one request.

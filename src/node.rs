@@ -2,10 +2,11 @@
 //!
 //! `compute` owns the thread that runs the model, `generation` says what a request does on it,
 //! `batch` what several do at once, `prefill` and `decode` are the two ends of a request, `sending`
-//! is a cache on its way, `reception` one while it arrives, `interference` two requests that meet,
-//! `probing` measures the link with made-up caches, `observing` is what both ends did meanwhile.
-//! Nothing here prints or writes files.
+//! is a cache on its way, `reception` one while it arrives, `accuracy` what a lossy way there costs
+//! the answer, `interference` two requests that meet, `probing` measures the link with made-up
+//! caches, `observing` is what both ends did meanwhile. Nothing here prints or writes files.
 
+pub mod accuracy;
 pub mod batch;
 pub mod compute;
 pub mod decode;
@@ -22,8 +23,10 @@ pub use sending::Departure;
 use crate::environment::Environment;
 use crate::model::engine::Engine;
 use crate::model::kv_cache::KvDtype;
+use crate::model::kv_int8::WireRows;
 use crate::wire::message::{
     BuildIdentity, CacheLayout, Introduction, LayerLayout, Limits, ModelIdentity, NodeIdentity,
+    WireDtype,
 };
 use crate::wire::{self, MAX_PIECE_BYTES};
 
@@ -107,5 +110,23 @@ impl From<wire::message::KvDtype> for KvDtype {
             wire::message::KvDtype::F16 => Self::F16,
             wire::message::KvDtype::Bf16 => Self::Bf16,
         }
+    }
+}
+
+/// Element type of pieces whose cache is of `kv_dtype`.
+pub fn wire_dtype(rows: WireRows, kv_dtype: KvDtype) -> WireDtype {
+    match rows {
+        WireRows::Same => wire::message::KvDtype::from(kv_dtype).into(),
+        WireRows::Int8 => WireDtype::Int8,
+    }
+}
+
+/// The rows of a request's pieces; none where they could not land in its cache.
+fn wire_rows(open: &wire::message::Open) -> Option<WireRows> {
+    match open.wire_dtype {
+        None => Some(WireRows::Same),
+        Some(WireDtype::Int8) => Some(WireRows::Int8),
+        Some(same) if same == open.kv_dtype.into() => Some(WireRows::Same),
+        Some(_) => None,
     }
 }

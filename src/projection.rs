@@ -92,7 +92,9 @@ impl Savings {
     /// Projects a case's bulk transfer. `None` where there is none; with layers sent while others
     /// compute, exposed time is no longer one transfer, and this model does not hold.
     pub fn of(case: &SummaryCase) -> anyhow::Result<Option<Self>> {
-        let is_bulk = |a: &&SummaryArm| a.arm == Arm::Split && a.transfer == Some(Transfer::Bulk);
+        let is_bulk = |a: &&SummaryArm| {
+            a.arm == Arm::Split && a.transfer == Some(Transfer::Bulk) && !a.is_lossy()
+        };
         let measured = case.arms.iter().filter(is_bulk).find_map(|a| {
             let (exposed, e2e) = (a.exposed_transfer_ms?, a.e2e_ms?);
             (a.wire_bytes > 0).then_some((a.wire_bytes, exposed.median, e2e.median))

@@ -2,6 +2,8 @@
 //!
 //! Figures are `metrics`' business; tables and charts are `report`'s.
 
+mod lossy;
+
 use crate::environment::{Environment, NetworkInterface};
 use crate::metrics::clock::ClockOffset;
 use crate::metrics::summary::{SummaryArm, SummaryCase};
@@ -32,6 +34,7 @@ pub fn finding(record: &Record) -> Option<String> {
     let cases = summarised(record);
     let measured = compared(record, &cases)
         .or_else(|| split_alone(&cases))
+        .or_else(|| lossy::alone(&cases))
         .or_else(|| single_alone(&cases));
     let nothing = || (!record.cases.is_empty()).then(|| "nothing was measured".to_owned());
     let parts: Vec<String> = [ending(record, &cases), measured.or_else(nothing)]
@@ -41,11 +44,12 @@ pub fn finding(record: &Record) -> Option<String> {
     if parts.is_empty() {
         return None;
     }
+    let lossy = lossy::sentence(&cases).map_or(String::new(), |sentence| format!("; {sentence}"));
     let shared = match record.environment.shared_machine() {
         true => "; both nodes share one machine",
         false => "",
     };
-    Some(parts.join(": ") + shared)
+    Some(parts.join(": ") + &lossy + shared)
 }
 
 fn summarised(record: &Record) -> Vec<SummaryCase> {
@@ -96,9 +100,10 @@ fn ending(record: &Record, cases: &[SummaryCase]) -> Option<String> {
     }
 }
 
-/// The fastest way of running a case in an arm: a split has to beat the better single node.
+/// The fastest lossless way of running a case in an arm: a split has to beat the better single
+/// node, and with the same answer.
 fn fastest(case: &SummaryCase, arm: Arm) -> Option<(&SummaryArm, Figure)> {
-    (case.arms.iter().filter(|a| a.arm == arm))
+    (case.arms.iter().filter(|a| a.arm == arm && !a.is_lossy()))
         .filter_map(|a| Some((a, a.e2e_ms?)))
         .min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))
 }

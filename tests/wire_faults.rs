@@ -10,6 +10,7 @@ use disagg_bench::environment::Environment;
 use disagg_bench::metrics::Agreement;
 use disagg_bench::model::engine::Engine;
 use disagg_bench::model::kv_cache::{KvCache, KvDtype};
+use disagg_bench::model::kv_int8::WireRows;
 use disagg_bench::node;
 use disagg_bench::wire::message::{
     self, Admit, Done, Introduction, Join, Open, OpenRole, Start, TokenMessage,
@@ -252,6 +253,7 @@ fn open(prompt: &[u32]) -> Open {
         prompt_tokens: prompt.to_vec(),
         output_tokens: OUTPUT_TOKENS,
         kv_dtype: message::KvDtype::F32,
+        wire_dtype: None,
         chunk_tokens: None,
         ignore_eos: true,
         role: OpenRole::Decode,
@@ -323,6 +325,54 @@ fn pieces_that_do_not_belong_where_they_say_fail_the_request() {
             let wanted = format!("PIECE of {} bytes where {}", rows * 256, 40 * 256);
             link.is_told(Kind::Failed, &wanted).await;
         }
+    });
+    lab.ends_well();
+}
+
+#[test]
+fn quantised_pieces_are_held_against_the_rows_that_were_announced() {
+    let lab = Lab::new();
+    let rows = WireRows::Int8.row_bytes(lab.engine.shape().kv_layout(KvDtype::F32));
+    // Two heads, K and V each with its scale.
+    assert_eq!((rows, lab.row_bytes), (2 * 2 * (4 + 16), 2 * 2 * 16 * 4));
+    let quantised = || {
+        let mut open = open(&prompt());
+        open.wire_dtype = Some(message::WireDtype::Int8);
+        open
+    };
+    converse(async {
+        // Rows of the cache itself, one row too few, one too many, and none.
+        for length in [40 * lab.row_bytes, 39 * rows, 41 * rows, 0] {
+            let mut link = lab.connect().await;
+            link.open(1, &quantised()).await;
+            let run = link.run(1, 0, 0..PROMPT_TOKENS);
+            link.send_piece(run, &vec![0; length]).await;
+            let wanted = format!("PIECE of {length} bytes where {}", 40 * rows);
+            link.is_told(Kind::Failed, &wanted).await;
+        }
+        // And quantised ones where nobody announced them, over a joined connection.
+        let (mut first, mut second) = lab.connect_twice_and_open().await;
+        let run = second.run(1, 0, 0..PROMPT_TOKENS);
+        second.send_piece(run, &vec![0; 40 * rows]).await;
+        let wanted = format!("PIECE of {} bytes where {}", 40 * rows, 40 * lab.row_bytes);
+        first.is_told(Kind::Failed, &wanted).await;
+
+        // Whatever is in them, the node lives: scales and values that are no numbers.
+        let mut link = lab.connect().await;
+        link.open(1, &quantised()).await;
+        link.start(1, 1).await;
+        for layer in 0..LAYERS as u32 {
+            let run = link.run(1, layer, 0..PROMPT_TOKENS);
+            link.send_piece(run, &vec![0xff; 40 * rows]).await;
+            link.reader.expect_empty(Kind::Ack).await.unwrap();
+        }
+        for index in 1..OUTPUT_TOKENS {
+            let token = link.reader.expect::<TokenMessage>(Kind::Token).await;
+            assert_eq!(token.unwrap().1.index, index);
+        }
+        link.reader.expect::<Done>(Kind::Done).await.unwrap();
+        // The buffer of the last request is no trap for the next.
+        lab.is_served(&mut [&mut link], 2).await;
     });
     lab.ends_well();
 }
@@ -433,6 +483,9 @@ fn what_is_refused_or_taken_back_leaves_the_connection_usable() {
         let mut silent = open(&prompt());
         silent.output_tokens = 0;
         refused.push((silent, "(bad-request)"));
+        let mut foreign = open(&prompt());
+        foreign.wire_dtype = Some(message::WireDtype::F16);
+        refused.push((foreign, "or as int8, in no other"));
         let mut numbers = 1..;
         for (open, code) in refused {
             let number = numbers.next().unwrap();

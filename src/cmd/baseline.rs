@@ -77,7 +77,7 @@ pub fn run(
 /// Runs batches of the run's prompts; what cannot be run is said and left out.
 async fn batches(plan: &Plan, node: &PrefillNode, terminal: &Terminal) -> Vec<Batch> {
     let requests: Vec<_> = BatchProcessing::prompts(&plan.prompts)
-        .map(|prompt| plan.request(prompt))
+        .map(|prompt| plan.request(prompt, Way::SingleHere))
         .collect();
     let repeats = plan.repeats.min(BatchProcessing::REPEATS);
     let task = terminal.task("measuring", u64::from(repeats));

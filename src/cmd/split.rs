@@ -131,12 +131,16 @@ pub(super) fn remote_peer_with(
     })
 }
 
-/// One way a transfer mode, each once.
+/// One way a transfer mode and wire dtype, each once.
 pub(super) fn split_ways(link: &LinkArgs) -> Vec<Way> {
-    let mut transfers = link.transfer.clone();
-    transfers.sort_unstable();
-    transfers.dedup();
-    transfers.into_iter().map(Way::Split).collect()
+    let mut forms: Vec<_> = (link.transfer.iter())
+        .flat_map(|transfer| link.wire_dtype.iter().map(move |rows| (*transfer, *rows)))
+        .collect();
+    forms.sort_unstable();
+    forms.dedup();
+    (forms.into_iter())
+        .map(|(transfer, rows)| Way::Split(transfer, rows))
+        .collect()
 }
 
 /// Connects and records who answered and over what.

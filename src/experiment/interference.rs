@@ -5,7 +5,7 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::{Experiment, Plan};
+use super::{Experiment, Plan, Way};
 use crate::metrics::figures::Figures;
 use crate::metrics::interference::{Interference, InterferenceSample};
 use crate::metrics::{Arm, Case};
@@ -124,7 +124,7 @@ impl Experiment<'_> {
         let context = self.node.compute.engine().shape().context_tokens;
         let fits = context.saturating_sub(shortest.tokens.len()) as u32;
         let request = |prompt: &Prompt, output_tokens| {
-            let mut request = plan.request(prompt);
+            let mut request = plan.request(prompt, Way::SingleHere);
             (request.output_tokens, request.ignore_eos) = (output_tokens, true);
             request
         };

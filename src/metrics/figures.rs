@@ -43,9 +43,9 @@ pub struct Figures {
     pub wire_busy_pct: Option<f64>,
     /// The notebook's step 5: wire busy / (prefill + wire busy), in percent.
     pub notebook_pipeline_pct: Option<f64>,
-    /// KV payload bits / wire busy.
+    /// KV payload bits as they were on the wire / wire busy.
     pub effective_gbps: Option<f64>,
-    /// KV payload bits / prefill: the rate that a link needs so that prefill never waits.
+    /// The same bits / prefill: the rate that a link needs so that prefill never waits.
     pub kv_demand_gbps: Option<f64>,
 }
 
@@ -237,7 +237,7 @@ fn union_ns(mut intervals: Vec<(u64, u64)>) -> u64 {
 mod tests {
     use super::*;
     use crate::metrics::Transfer;
-    use crate::wire::message::KvDtype;
+    use crate::wire::message::{KvDtype, WireDtype};
 
     fn event(node: Node, name: EventName, chunk: Option<u32>, t_ns: u64) -> Event {
         Event {
@@ -259,7 +259,7 @@ mod tests {
             choice: None,
             idle_before_ns: None,
             kv_dtype: KvDtype::F16,
-            wire_dtype: Some(KvDtype::F16),
+            wire_dtype: Some(WireDtype::F16),
             streams: 1,
             chunk_tokens: None,
             warmup: false,

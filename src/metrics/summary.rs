@@ -5,9 +5,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::figures::{ConnectionState, Figures};
-use super::{Agreement, Arm, Case, Choice, Node, Record, SCHEMA_VERSION, Sample, Status, Transfer};
+use super::{
+    Agreement, Arm, Case, Choice, Lossy, Node, Record, SCHEMA_VERSION, Sample, Status, Transfer,
+};
 use crate::stats::Figure;
-use crate::wire::message::KvDtype;
+use crate::wire::message::{KvDtype, WireDtype};
 
 /// A run in figures.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,12 +73,15 @@ pub struct SummaryCase {
     pub output_tokens: u32,
     /// Bytes of KV cache of the prompt.
     pub kv_bytes: u64,
-    /// Agreement of the answers; null with one arm.
+    /// Agreement of the answers of lossless arms; null with one arm.
     pub outputs: Option<Agreement>,
     /// Requests that failed.
     pub errors: Vec<String>,
     /// One entry a way of running it.
     pub arms: Vec<SummaryArm>,
+    /// What lossy wire formats cost the answer.
+    #[serde(default)]
+    pub lossy: Vec<Lossy>,
 }
 
 /// One way of running one prompt.
@@ -91,7 +96,7 @@ pub struct SummaryArm {
     /// Element type of the cache.
     pub kv_dtype: KvDtype,
     /// Element type on the wire.
-    pub wire_dtype: Option<KvDtype>,
+    pub wire_dtype: Option<WireDtype>,
     /// Connections that carried pieces.
     pub streams: u32,
     /// KV bytes sent by one request.
@@ -251,12 +256,25 @@ impl SummaryCase {
                 .filter_map(|s| s.error.clone())
                 .collect(),
             arms: arms.collect(),
+            lossy: case.lossy.clone(),
         }
     }
 
     /// The first arm of a kind.
     pub fn arm(&self, arm: Arm) -> Option<&SummaryArm> {
         self.arms.iter().find(|a| a.arm == arm)
+    }
+
+    /// The arm that differs from a lossy one in nothing but the wire format.
+    pub fn lossless_twin(&self, lossy: &SummaryArm) -> Option<&SummaryArm> {
+        let way = |a: &SummaryArm| (a.arm, a.node, a.transfer, a.streams);
+        let mut lossless = self.arms.iter().filter(|a| !a.is_lossy());
+        lossless.find(|a| way(a) == way(lossy))
+    }
+
+    /// What the wire format of a lossy arm costs the answer, where that was measured.
+    pub fn cost_of(&self, lossy: &SummaryArm) -> Option<&Lossy> {
+        (self.lossy.iter()).find(|cost| Some(cost.wire_dtype) == lossy.wire_dtype)
     }
 }
 
@@ -268,11 +286,23 @@ pub fn single_e2e_ms(record: &Record) -> std::collections::BTreeMap<String, Figu
 }
 
 /// What tells ways of running a case apart.
-fn way(sample: &Sample) -> (Arm, Node, Option<Transfer>, u32) {
-    (sample.arm, sample.node, sample.transfer, sample.streams)
+fn way(sample: &Sample) -> (Arm, Node, Option<Transfer>, Option<WireDtype>, u32) {
+    let Sample { arm, node, .. } = *sample;
+    (
+        arm,
+        node,
+        sample.transfer,
+        sample.wire_dtype,
+        sample.streams,
+    )
 }
 
 impl SummaryArm {
+    /// Whether decode started from another cache than prefill left.
+    pub fn is_lossy(&self) -> bool {
+        self.wire_dtype.is_some_and(WireDtype::is_lossy)
+    }
+
     /// Of samples of one way; there is at least one.
     fn of(samples: &[&Sample], round_trip: Option<u64>) -> Self {
         let first = samples[0];

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod gguf;
 mod kernels;
 pub mod kv_cache;
+pub mod kv_int8;
 pub mod logits;
 mod parallel;
 pub mod published;

@@ -151,6 +151,7 @@ async fn serve_peer(node: Arc<DecodeNode>, stream: tokio::net::TcpStream, peer: 
             node: &node,
             peer,
             shared: node.sessions.open(session.id),
+            quantised: Vec::new(),
             session,
             reader,
             writer,
@@ -174,6 +175,8 @@ struct Peer<'a, R, W> {
     session: Session,
     reader: FrameReader<R>,
     writer: FrameWriter<W>,
+    /// Room for a piece that has to be turned back into rows of the cache.
+    quantised: Vec<u8>,
 }
 
 /// Why a request ended early.
@@ -284,7 +287,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         let reception = (open.role == OpenRole::Decode).then(|| {
             let tokens = request.prompt.len();
             let (cache, corrupt) = (Arc::clone(&cache), self.node.corrupt_layer);
-            Reception::new(number, tokens, cache, clock, corrupt)
+            Reception::new(number, tokens, cache, request.wire_rows, clock, corrupt)
         });
         self.shared.set_current(reception.clone());
         let admit = Admit {
@@ -360,6 +363,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                           chunk of at least one token";
             return Err(refuse(RefuseCode::BadRequest, reason.into()));
         }
+        let wire_rows = super::wire_rows(open).ok_or_else(|| {
+            let reason = "pieces come in the element type of the cache or as int8, in no other";
+            refuse(RefuseCode::BadRequest, reason.into())
+        })?;
         (engine.check_length(open.prompt_tokens.len(), open.output_tokens as usize))
             .map_err(|e| refuse(RefuseCode::Limit, e.to_string()))?;
         let request = Request {
@@ -367,6 +374,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             output_tokens: open.output_tokens,
             ignore_eos: open.ignore_eos,
             kv_dtype: open.kv_dtype.into(),
+            wire_rows,
             chunk_tokens: open.chunk_tokens,
         };
         let layout = engine.shape().kv_layout(request.kv_dtype);
@@ -392,7 +400,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                     )));
                 }
                 Kind::Piece => {
-                    reception.take_piece(&mut self.reader, &header, 0).await?;
+                    let quantised = &mut self.quantised;
+                    (reception.take_piece(&mut self.reader, &header, 0, quantised)).await?;
                     self.writer.write_ack(header.run()).await?;
                 }
                 Kind::Start => {
@@ -472,7 +481,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             .write_control(Kind::Done, self.session.id, number, &done)
             .await?;
         let kv_bytes = match first_token {
-            Some(_) => cache_bytes(compute.engine(), &request),
+            Some(_) => received_bytes(compute.engine(), &request),
             None => 0,
         };
         (self.node.observer)(Served::Request(
@@ -547,7 +556,8 @@ async fn take_cache(
         })
 }
 
-fn cache_bytes(engine: &Engine, request: &Request) -> u64 {
+fn received_bytes(engine: &Engine, request: &Request) -> u64 {
     let layout = engine.shape().kv_layout(request.kv_dtype);
-    (layout.bytes_per_token() * request.prompt.len()) as u64
+    let row_bytes = request.wire_rows.row_bytes(layout);
+    (row_bytes * layout.n_layers * request.prompt.len()) as u64
 }

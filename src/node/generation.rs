@@ -8,6 +8,7 @@ use crate::metrics::{Event, EventName, Finish, Node, StepProof};
 use crate::model::decoder::LayerDone;
 use crate::model::engine::Engine;
 use crate::model::kv_cache::{KvCache, KvDtype};
+use crate::model::kv_int8::WireRows;
 use crate::model::logits::Logits;
 
 /// A request with all its settings.
@@ -21,6 +22,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Element type of the cache.
     pub kv_dtype: KvDtype,
+    /// What its rows are on the wire; of no meaning where none is sent.
+    pub wire_rows: WireRows,
     /// Prefill chunk; `None` for the whole prompt at once.
     pub chunk_tokens: Option<u32>,
 }

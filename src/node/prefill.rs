@@ -15,6 +15,7 @@ use super::generation::{self, Clock, Emission, Proofs, Request};
 use super::sending::{Departure, Progress, Sender, exchange, receive, silence};
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
+use crate::model::kv_int8::WireRows;
 use crate::wire::message::{
     Admit, Done, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Receiving, StepRecord,
 };
@@ -229,7 +230,10 @@ impl Connection {
         let sent = self.sent().since(before);
         let idle_before_ns = self.note_transfer(clock, &events);
         let sent_cache_digest = match answer.cache_digest {
-            Some(_) => Some(cache.digest(request.prompt.len())?.to_hex()[..32].to_string()),
+            Some(_) => {
+                let digest = request.wire_rows.digest(&cache, request.prompt.len())?;
+                Some(digest.to_hex()[..32].to_string())
+            }
             None => None,
         };
         events.extend(answer.remote_events);
@@ -321,6 +325,7 @@ impl Connection {
             self.session.id,
             number,
             cache,
+            WireRows::Same,
             piece_bytes,
             clock,
             &progress,
@@ -359,6 +364,8 @@ impl Connection {
             prompt_tokens: request.prompt.clone(),
             output_tokens: request.output_tokens,
             kv_dtype: request.kv_dtype.into(),
+            wire_dtype: (request.wire_rows != WireRows::Same)
+                .then(|| super::wire_dtype(request.wire_rows, request.kv_dtype)),
             chunk_tokens: request.chunk_tokens,
             ignore_eos: request.ignore_eos,
             role,
@@ -405,6 +412,7 @@ impl Connection {
             self.session.id,
             number,
             cache,
+            request.wire_rows,
             piece_bytes,
             clock,
             &progress,

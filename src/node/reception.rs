@@ -14,6 +14,7 @@ use super::decode::Abort;
 use super::generation::Clock;
 use crate::metrics::{Event, EventName};
 use crate::model::cache_pool::Pooled;
+use crate::model::kv_int8::{WireRows, dequantise};
 use crate::wire::{FrameReader, Header};
 
 /// A request whose cache is arriving.
@@ -22,6 +23,8 @@ pub struct Reception {
     pub number: u64,
     prompt_tokens: usize,
     cache: Arc<Pooled>,
+    /// What its rows are in a piece.
+    rows: WireRows,
     clock: Clock,
     /// Negative control: flip a bit of this layer after its checksum was verified.
     corrupt_layer: Option<usize>,
@@ -43,12 +46,14 @@ impl Reception {
         number: u64,
         prompt_tokens: usize,
         cache: Arc<Pooled>,
+        rows: WireRows,
         clock: Clock,
         corrupt_layer: Option<usize>,
     ) -> Arc<Self> {
         Arc::new(Self {
             number,
             prompt_tokens,
+            rows,
             clock,
             corrupt_layer,
             state: Mutex::new(State {
@@ -62,13 +67,14 @@ impl Reception {
         })
     }
 
-    /// Reads one piece into its final place and verifies it; it is the caller's to acknowledge.
-    /// Not cancel safe.
+    /// Reads one piece into its final place and verifies it, through the buffer `quantised` where
+    /// its rows are not those of the cache; it is the caller's to acknowledge. Not cancel safe.
     pub async fn take_piece<R: AsyncRead + Unpin>(
         &self,
         reader: &mut FrameReader<R>,
         header: &Header,
         stream: u32,
+        quantised: &mut Vec<u8>,
     ) -> Result<(), Abort> {
         let (start, count) = (header.token_start as usize, header.token_count as usize);
         if header.request != self.number {
@@ -87,7 +93,16 @@ impl Reception {
         let layer = header.layer as usize;
         let mut claim =
             (self.cache.claim(layer, start, count)).map_err(|e| Abort::Failed(e.to_string()))?;
-        reader.read_payload_into(header, &mut claim).await?;
+        match self.rows {
+            WireRows::Same => reader.read_payload_into(header, &mut claim).await?,
+            WireRows::Int8 => {
+                let layout = self.cache.layout();
+                header.demand_payload(count * self.rows.row_bytes(layout))?;
+                quantised.resize(count * self.rows.row_bytes(layout), 0);
+                reader.read_payload_into(header, quantised).await?;
+                dequantise(layout, quantised, &mut claim);
+            }
+        }
         if self.corrupt_layer == Some(layer) && start == 0 {
             let middle = claim.len() / 2;
             claim[middle] ^= 0x10;

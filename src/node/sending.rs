@@ -2,7 +2,8 @@
 //! connection of the session, acknowledgements and tokens in.
 //!
 //! Compute fills the queue and never waits for it; a connection takes the next piece when it is
-//! free, and reads it from the cache where it lies.
+//! free, and reads it from the cache where it lies. A piece that goes as int8 is quantised then,
+//! into a buffer of its connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use super::generation::{Clock, Emission, Request};
 use super::prefill::Joined;
 use crate::metrics::{Event, EventName};
 use crate::model::cache_pool::Pooled;
+use crate::model::kv_int8::{WireRows, quantise};
 use crate::wire::message::{Done, Start, TokenMessage};
 use crate::wire::{
     FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, PieceHeader, WireError,
@@ -135,6 +137,7 @@ pub(super) struct Sender<'a> {
     session: u64,
     number: u64,
     cache: &'a Pooled,
+    rows: WireRows,
     piece_tokens: usize,
     clock: Clock,
     progress: &'a Progress,
@@ -151,6 +154,7 @@ impl<'a> Sender<'a> {
         session: u64,
         number: u64,
         cache: &'a Pooled,
+        rows: WireRows,
         piece_bytes: u64,
         clock: Clock,
         progress: &'a Progress,
@@ -160,8 +164,9 @@ impl<'a> Sender<'a> {
             session,
             number,
             cache,
+            rows,
             // The handshake refuses a limit below one token.
-            piece_tokens: (piece_bytes / cache.layout().row_bytes()).max(1),
+            piece_tokens: (piece_bytes / rows.row_bytes(cache.layout())).max(1),
             clock,
             progress,
             queue: Queue::default(),
@@ -224,6 +229,7 @@ impl<'a> Sender<'a> {
         stream: u32,
         writer: &mut FrameWriter<OwnedWriteHalf>,
     ) -> anyhow::Result<()> {
+        let mut quantised = Vec::new();
         while let Some(next) = self.queue.next(stream).await {
             match next {
                 Outgoing::Start(first_token) => {
@@ -235,8 +241,12 @@ impl<'a> Sender<'a> {
                 Outgoing::Piece(piece) => {
                     let start = piece.token_start as usize;
                     let tokens = start..start + piece.token_count as usize;
-                    let bytes = self.cache.read(piece.layer as usize, tokens)?;
+                    let mut bytes = self.cache.read(piece.layer as usize, tokens)?;
                     self.note(EventName::PieceOffered, &piece, stream);
+                    if self.rows == WireRows::Int8 {
+                        quantise(self.cache.layout(), bytes, &mut quantised);
+                        bytes = &quantised;
+                    }
                     self.awaited
                         .update(|awaited| awaited + usize::from(stream != 0));
                     writer.write_piece(piece, bytes).await?;

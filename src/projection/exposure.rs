@@ -75,13 +75,14 @@ impl Prefill {
         })
     }
 
-    /// The same for another prompt length, every time and size in proportion.
-    fn scaled(&self, tokens: u32) -> Self {
+    /// The same for another prompt length, every time and size in proportion, and with
+    /// `wire_share` of the bytes on the wire.
+    fn scaled(&self, tokens: u32, wire_share: f64) -> Self {
         let by = f64::from(tokens) / f64::from(self.tokens.max(1));
         let part = |p: &Part| Part {
             ready_ns: p.ready_ns * by,
-            bytes: p.bytes * by,
-            pieces: (p.pieces * by).ceil(),
+            bytes: p.bytes * by * wire_share,
+            pieces: (p.pieces * by * wire_share).ceil(),
         };
         Self {
             tokens,
@@ -112,11 +113,18 @@ pub fn exposed_ns(fit: &Fit, round_trip_ns: u64, prefill: &Prefill, is_layered: 
     (sent_ns + fixed_ns - prefill.prefill_ns).max(0.0)
 }
 
-/// Picks for a prompt of `tokens` from the fitted link and the closest measured prefill.
+/// Picks for a prompt of `tokens` from the fitted link and the closest measured prefill; of each
+/// byte of cache, `wire_share` crosses the link.
 ///
 /// Without either, layers are sent behind prefill: that waits for less on any link, and only the
 /// disturbance of prefill speaks against it.
-pub fn choose(fit: Option<&Fit>, round_trip_ns: u64, measured: &[Prefill], tokens: u32) -> Choice {
+pub fn choose(
+    fit: Option<&Fit>,
+    round_trip_ns: u64,
+    measured: &[Prefill],
+    tokens: u32,
+    wire_share: f64,
+) -> Choice {
     let closest = measured.iter().min_by_key(|p| p.tokens.abs_diff(tokens));
     let Some((fit, closest)) = fit.zip(closest) else {
         return Choice {
@@ -126,7 +134,7 @@ pub fn choose(fit: Option<&Fit>, round_trip_ns: u64, measured: &[Prefill], token
             measured_prompt_tokens: None,
         };
     };
-    let prefill = closest.scaled(tokens);
+    let prefill = closest.scaled(tokens, wire_share);
     let bulk = exposed_ns(fit, round_trip_ns, &prefill, false);
     let layered = exposed_ns(fit, round_trip_ns, &prefill, true);
     let worth_ns = LEAST_SAVING_NS.max(LEAST_SAVING_SHARE * prefill.prefill_ns);
@@ -200,12 +208,12 @@ mod tests {
 
     #[test]
     fn auto_picks_the_lesser_and_stays_out_of_prefills_way_where_nothing_is_saved() {
-        let slow = choose(Some(&fit(0.0, 0.0, 1.0)), 0, &[prefill(10)], 1000);
+        let slow = choose(Some(&fit(0.0, 0.0, 1.0)), 0, &[prefill(10)], 1000, 1.0);
         assert_eq!(slow.picked, Transfer::Layered);
         assert!(slow.bulk_exposed_ns > slow.layered_exposed_ns);
-        let fast = choose(Some(&fit(0.0, 0.0, 1e6)), 0, &[prefill(10)], 1000);
+        let fast = choose(Some(&fit(0.0, 0.0, 1e6)), 0, &[prefill(10)], 1000, 1.0);
         assert_eq!(fast.picked, Transfer::Bulk);
-        let unknown = choose(None, 0, &[prefill(10)], 1000);
+        let unknown = choose(None, 0, &[prefill(10)], 1000, 1.0);
         assert_eq!(
             (unknown.picked, unknown.bulk_exposed_ns),
             (Transfer::Layered, None)
@@ -218,7 +226,13 @@ mod tests {
             tokens: 9000,
             ..prefill(4)
         };
-        let choice = choose(Some(&fit(0.0, 0.0, 8.0)), 0, &[prefill(10), long], 2000);
+        let choice = choose(
+            Some(&fit(0.0, 0.0, 8.0)),
+            0,
+            &[prefill(10), long],
+            2000,
+            1.0,
+        );
         assert_eq!(choice.measured_prompt_tokens, Some(1000));
         assert_eq!(choice.bulk_exposed_ns, Some(20_000_000));
     }

@@ -56,6 +56,8 @@ const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
 const VERMILION: RGBColor = RGBColor(0xD5, 0x5E, 0x00);
 const GREEN: RGBColor = RGBColor(0x00, 0x9E, 0x73);
 const PURPLE: RGBColor = RGBColor(0xCC, 0x79, 0xA7);
+const ORANGE: RGBColor = RGBColor(0xE6, 0x9F, 0x00);
+const SKY: RGBColor = RGBColor(0x56, 0xB4, 0xE9);
 const GREY: RGBColor = RGBColor(0x99, 0x99, 0x99);
 
 // These change with the reader's colour scheme, so nothing else may use them.

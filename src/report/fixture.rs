@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::environment::Environment;
 use crate::metrics::{
-    Agreement, Arm, Case, Check, Environments, Event, EventName, LinkRecord, ModelRecord, Node,
-    Origin, Record, RunInfo, SCHEMA_VERSION, Sample, Setting, Status, Transfer,
+    Agreement, Arm, Case, Check, Environments, Event, EventName, LinkRecord, Lossy, ModelRecord,
+    Node, Origin, Record, RunInfo, SCHEMA_VERSION, Sample, Setting, Status, Transfer,
 };
-use crate::wire::message::KvDtype;
+use crate::wire::message::{KvDtype, WireDtype};
 use crate::wire::socket::SocketFacts;
 
 /// KV bytes a token takes in these records: SmolLM2-135M in f16.
@@ -77,7 +77,7 @@ pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: T
         choice: None,
         idle_before_ns: split.then_some(1_000_000_000),
         kv_dtype: KvDtype::F16,
-        wire_dtype: split.then_some(KvDtype::F16),
+        wire_dtype: split.then_some(WireDtype::F16),
         streams: split.into(),
         chunk_tokens: None,
         warmup: false,
@@ -126,6 +126,7 @@ pub fn case(prompt: &str, prompt_tokens: u32, output_tokens: u32, times: Times) 
             demanded: Agreement::Identical,
             findings: Vec::new(),
         }),
+        lossy: Vec::new(),
     }
 }
 
@@ -140,6 +141,34 @@ pub fn usual_case(prompt_tokens: u32) -> Case {
         residual_ns: 100_000,
     };
     case(&format!("{prompt_tokens} tokens"), prompt_tokens, 50, times)
+}
+
+/// A case with a second split arm beside the first: int8 on the wire, half of the bytes in half of
+/// the time, and what that cost.
+pub fn with_int8(mut case: Case) -> Case {
+    let plain = case.samples.iter().filter(|s| s.arm == Arm::Split);
+    let mut lossy: Vec<Sample> = plain.cloned().collect();
+    for sample in &mut lossy {
+        sample.wire_dtype = Some(WireDtype::Int8);
+        sample.wire_payload_bytes /= 2;
+        let at = |name| (sample.events.iter().find(|e| e.name == name)).map(|e| e.t_ns);
+        let offered = at(EventName::PieceOffered).unwrap_or(0);
+        let saved_ns = (at(EventName::PieceAcknowledged).unwrap_or(offered) - offered) / 2;
+        let waited = |e: &&mut Event| e.clock == Node::Prefill && e.t_ns > offered;
+        for event in sample.events.iter_mut().filter(waited) {
+            event.t_ns -= saved_ns;
+        }
+    }
+    case.samples.extend(lossy);
+    case.lossy.push(Lossy {
+        wire_dtype: WireDtype::Int8,
+        steps: case.output_tokens - 1,
+        kl_mean_nats: Some(0.002),
+        kl_max_nats: Some(0.03),
+        same_top_pct: 98.0,
+        same_tokens: 7,
+    });
+    case
 }
 
 /// A complete release run between two machines over a link of unknown speed.

@@ -12,6 +12,16 @@ pub fn significant(value: f64, digits: usize) -> String {
     }
 }
 
+/// A small quantity of any size with two significant digits: `1.5`, `0.034`, `0.0021`, `4.2e-5`.
+pub fn small(value: f64) -> String {
+    let magnitude = value.abs().log10().floor();
+    match magnitude {
+        _ if value == 0.0 => "0".to_owned(),
+        m if m < -3.0 => format!("{value:.1e}"),
+        m => format!("{value:.0$}", (1.0 - m).max(0.0) as usize),
+    }
+}
+
 /// `1 prompt`, `2 prompts`.
 pub fn count(n: usize, noun: &str) -> String {
     match n {
@@ -72,5 +82,19 @@ mod tests {
         assert_eq!(one_line(" a\u{1b}[31m\nb", 20), "a [31m");
         assert_eq!(one_line("äöüäöü", 4), "äöü…");
         assert_eq!(one_line("", 4), "");
+    }
+
+    #[test]
+    fn small_quantities_keep_two_digits() {
+        for (value, text) in [
+            (0.0, "0"),
+            (1.53, "1.5"),
+            (23.4, "23"),
+            (0.0341, "0.034"),
+            (0.00214, "0.0021"),
+            (0.000_042_4, "4.2e-5"),
+        ] {
+            assert_eq!(small(value), text);
+        }
     }
 }

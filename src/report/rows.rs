@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::metrics::clock::ClockOffset;
 use crate::metrics::figures::{ConnectionState, Figures};
 use crate::metrics::{Arm, Case, Node, Record, Sample, Transfer};
-use crate::wire::message::KvDtype;
+use crate::wire::message::{KvDtype, WireDtype};
 
 /// One request, flat; what is undefined is null or empty.
 #[derive(Debug, Serialize)]
@@ -18,6 +18,7 @@ struct Row<'a> {
     transfer: Option<Transfer>,
     picked: Option<Transfer>,
     kv_dtype: KvDtype,
+    wire_dtype: Option<WireDtype>,
     streams: u32,
     warmup: bool,
     repeat: u32,
@@ -60,6 +61,7 @@ impl<'a> Row<'a> {
             transfer: sample.transfer,
             picked: sample.choice.map(|c| c.picked),
             kv_dtype: sample.kv_dtype,
+            wire_dtype: sample.wire_dtype,
             streams: sample.streams,
             warmup: sample.warmup,
             repeat: sample.repeat,

@@ -79,6 +79,7 @@ pub fn comparison_table(summary: &Summary, width: usize) -> String {
     let mut notes = vec![samples_note(summary) + "; ±: half of max - min"];
     notes.extend(checks_note(summary));
     notes.extend(auto_notes(summary));
+    notes.extend(super::lossy::notes(summary));
     notes.extend(failures(summary));
     let notes: Vec<String> = notes.iter().flat_map(|note| wrapped(note, width)).collect();
     format!("{table}\n{}\n", notes.join("\n"))
@@ -219,6 +220,10 @@ pub(super) fn name(case: &SummaryCase, arm: &SummaryArm, separator: &str) -> Str
             None => format!("@{}", arm.node),
             Some(transfer) => format!("{transfer} x{}", arm.streams),
         };
+    }
+    // What is lossy is never shown without its name.
+    if let Some(dtype) = arm.wire_dtype.filter(|dtype| dtype.is_lossy()) {
+        name += &format!(" {dtype}");
     }
     name
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tabled::builder::Builder;
 use tabled::settings::Style;
 
-use super::tables::{comparison_table, pipeline_summary};
+use super::tables::{comparison_table, name, pipeline_summary};
 use crate::metrics::summary::Summary;
 use crate::metrics::{Arm, BaselineUse, Record, Setting};
 
@@ -25,7 +25,7 @@ pub fn to_terminal(record: &Record) -> String {
         parts.push(comparison_table(&summary, WIDTH));
     } else {
         for case in &summary.cases {
-            parts.extend(case.arm(Arm::Split).map(|arm| pipeline_summary(case, arm)));
+            parts.extend(case.arms.iter().map(|arm| pipeline_summary(case, arm)));
         }
     }
     parts.extend(
@@ -49,8 +49,8 @@ fn against_baseline(baseline: &BaselineUse, summary: &Summary) -> Option<String>
         let now = (case.arms.iter())
             .filter(|arm| !(baseline.stands_in && arm.arm == Arm::Single))
             .filter_map(|arm| {
-                let e2e = arm.e2e_ms?;
-                Some(format!("{} {:.2}x", arm.arm, e2e.median / before.median))
+                let ratio = arm.e2e_ms?.median / before.median;
+                Some(format!("{} {ratio:.2}x", name(case, arm, " ")))
             });
         let now: Vec<String> = now.collect();
         if !now.is_empty() {

@@ -130,13 +130,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         header: &Header,
         place: &mut [u8],
     ) -> Result<(), WireError> {
-        if place.len() as u64 != header.payload_bytes {
-            return Err(WireError::Length {
-                what: header.kind.name(),
-                got: header.payload_bytes,
-                want: place.len() as u64,
-            });
-        }
+        header.demand_payload(place.len())?;
         let read = self.inner.read_exact(place).await;
         read.map_err(|error| reading("reading a payload", error))?;
         self.received.count(header);

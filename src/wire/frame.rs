@@ -255,15 +255,21 @@ impl Header {
         })
     }
 
+    /// Checks the announced length of the payload against the bytes that are due.
+    pub fn demand_payload(&self, want_bytes: usize) -> Result<(), WireError> {
+        if self.payload_bytes == want_bytes as u64 {
+            return Ok(());
+        }
+        Err(WireError::Length {
+            what: self.kind.name(),
+            got: self.payload_bytes,
+            want: want_bytes as u64,
+        })
+    }
+
     /// Checks a payload that was read in one go against length and checksum.
     pub fn verify(&self, payload: &[u8]) -> Result<(), WireError> {
-        if payload.len() as u64 != self.payload_bytes {
-            return Err(WireError::Length {
-                what: self.kind.name(),
-                got: self.payload_bytes,
-                want: payload.len() as u64,
-            });
-        }
+        self.demand_payload(payload.len())?;
         let mut checksum = Checksum::start(self);
         checksum.update(payload);
         self.verify_checksum(checksum)

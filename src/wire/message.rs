@@ -2,6 +2,10 @@
 //! version and unknown ones are ignored, so nothing here denies unknown fields. Framing is
 //! `frame`'s, the order of messages is `handshake`'s and the nodes'.
 
+mod wire_dtype;
+
+pub use wire_dtype::WireDtype;
+
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -224,6 +228,9 @@ pub struct Open {
     pub output_tokens: u32,
     /// Element type of the cache.
     pub kv_dtype: KvDtype,
+    /// Element type of pieces; none for that of the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire_dtype: Option<WireDtype>,
     /// Prefill chunk, in tokens; none for the whole prompt at once.
     #[serde(default)]
     pub chunk_tokens: Option<u32>,

@@ -100,7 +100,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 header.request
             )));
         };
-        (reception.take_piece(&mut self.reader, header, stream)).await?;
+        let quantised = &mut self.quantised;
+        (reception.take_piece(&mut self.reader, header, stream, quantised)).await?;
         // Whoever waits for the cache must find it in nobody else's hands.
         drop(reception);
         Ok(self.writer.write_ack(header.run()).await?)

@@ -12,6 +12,7 @@ use crate::environment::{current_core, thread_cpu_time};
 use crate::metrics::{Finish, Node};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::kv_cache::{KvDtype, KvLayout};
+use crate::model::kv_int8::WireRows;
 use crate::node::generation::Clock;
 use crate::node::reception::Reception;
 use crate::wire::message::{Admit, Probe, Receiving, Refuse, RefuseCode};
@@ -40,7 +41,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             Err(refuse) => return self.refuse(number, refuse).await,
         };
         let tokens = probe.tokens as usize;
-        let reception = Reception::new(number, tokens, Arc::clone(&cache), clock, None);
+        let rows = WireRows::Same;
+        let reception = Reception::new(number, tokens, Arc::clone(&cache), rows, clock, None);
         // There is no first token to wait for.
         reception.start(0)?;
         self.shared.set_current(Some(Arc::clone(&reception)));

@@ -13,7 +13,7 @@ use crate::stats::Figure;
 
 const TITLE: &str = "Where the time of a request goes";
 /// Where bars start, and the longest ends, in pixels.
-const LEFT: i32 = 150;
+const LEFT: i32 = 200;
 const RIGHT: i32 = 730;
 const TOP: i32 = 112;
 const HEADING: i32 = 26;
@@ -152,7 +152,7 @@ fn draw_case(area: &Area, case: &SummaryCase, longest_ms: Option<f64>, y: i32) -
     let middle = y + HEADING + BAR / 2;
     let (Some(longest_ms), false) = (longest_ms, case.arms.is_empty()) else {
         let error = case.errors.first().map_or("", |e| e.as_str());
-        let why = format!("nothing measured: {}", one_line(error, 90));
+        let why = format!("nothing measured: {}", one_line(error, 80));
         return text(area, why.trim_end_matches(": "), (LEFT, middle), SMALL);
     };
     for (i, arm) in case.arms.iter().enumerate() {

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use plotters::style::RGBColor;
 
 use super::axes::{self, Axes, Series};
-use super::{BLUE, Chart, Entry, GREEN, PURPLE, VERMILION};
+use super::{BLUE, Chart, Entry, GREEN, ORANGE, PURPLE, SKY, VERMILION};
 use crate::metrics::Arm;
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
 use crate::report::number::{one_line, significant};
 use crate::stats::Figure;
 
 /// Colours of the ways of transferring, in the order in which they occur.
-const COLOURS: [RGBColor; 4] = [VERMILION, BLUE, GREEN, PURPLE];
+const COLOURS: [RGBColor; 6] = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY];
 
 /// Split arms by way of transferring, each with the case it belongs to.
 fn ways(summary: &Summary) -> BTreeMap<String, Vec<(&SummaryCase, &SummaryArm)>> {
@@ -20,7 +20,10 @@ fn ways(summary: &Summary) -> BTreeMap<String, Vec<(&SummaryCase, &SummaryArm)>>
     for case in &summary.cases {
         for arm in case.arms.iter().filter(|a| a.arm == Arm::Split) {
             if let Some(transfer) = arm.transfer {
-                let way = format!("{transfer} x{}", arm.streams);
+                let mut way = format!("{transfer} x{}", arm.streams);
+                if let Some(dtype) = arm.wire_dtype.filter(|dtype| dtype.is_lossy()) {
+                    way += &format!(" {dtype}, lossy");
+                }
                 ways.entry(way).or_default().push((case, arm));
             }
         }
@@ -36,7 +39,8 @@ fn series(
     point: impl Fn(&SummaryCase, &SummaryArm) -> Option<(f64, Figure)>,
 ) -> Vec<Series> {
     let ways = ways(summary);
-    let is_only = ways.len() == 1;
+    let is_lossy = |arms: &[(&SummaryCase, &SummaryArm)]| arms.iter().any(|(_, a)| a.is_lossy());
+    let is_only = ways.len() == 1 && !ways.values().any(|arms| is_lossy(arms));
     (ways.into_iter().enumerate())
         .filter_map(|(i, (way, arms))| {
             let mut points: Vec<_> = arms.iter().filter_map(|(c, a)| point(c, a)).collect();
@@ -109,7 +113,7 @@ pub(super) fn bandwidth(summary: &Summary) -> Option<Chart> {
             model(summary)
         ),
         caption: format!(
-            "KV payload bits over the time in which pieces were under way, in decimal gigabits; the best prompt reaches {} Gbps.",
+            "KV payload bits, as they were on the wire, over the time in which pieces were under way, in decimal gigabits; the best prompt reaches {} Gbps.",
             significant(best, 3)
         ),
         x_label: "KV payload of a request",

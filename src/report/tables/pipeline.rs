@@ -1,6 +1,6 @@
 //! The summary that the prefill role prints for each prompt.
 
-use super::NONE;
+use super::{NONE, name};
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::report::number::one_line;
 use crate::stats::Figure;
@@ -15,6 +15,7 @@ pub fn pipeline_summary(case: &SummaryCase, arm: &SummaryArm) -> String {
         n => format!(", medians of {n} requests"),
     };
     let title = format!("Pipeline Summary (Prefill + Transfer){of}");
+    let way = name(case, arm, " ");
     let mut lines = vec![title, "=".repeat(60)];
     let mut line = |label: &str, value: String, unit: &str| {
         lines.push(
@@ -25,6 +26,7 @@ pub fn pipeline_summary(case: &SummaryCase, arm: &SummaryArm) -> String {
     };
     let plain = |value: f64| format!("{value:.2}");
     line("Prompt", one_line(&case.prompt, 40), "");
+    line("Arm", way, "");
     line("Input tokens", case.prompt_tokens.to_string(), "");
     line(
         "Output tokens asked for",
