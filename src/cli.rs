@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cores::CoreList;
 use crate::metrics::Transfer;
 use crate::model::kv_cache::KvDtype;
 use crate::model::kv_int8::WireRows;
@@ -87,6 +88,9 @@ pub struct ModelArgs {
     /// Compute threads [default: the cores this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+    /// Keep this process, compute and network, on these cores, such as 0,2-3 [default: anywhere]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<CoreList>,
     /// Fetch nothing: the model must be in the cache
     #[arg(long)]
     pub offline: bool,
@@ -286,6 +290,9 @@ pub struct SplitArgs {
     /// The decode node [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Option<String>,
+    /// Keep the decode node that this command starts on these cores [default: as --cores]
+    #[arg(long, value_name = "LIST", conflicts_with = "peer")]
+    pub decode_cores: Option<CoreList>,
     /// Take the single arm from this file instead of measuring it
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,

@@ -15,7 +15,8 @@
 //! # Modules
 //!
 //! - [`cli`], [`config`]: what can be said, and what it amounts to with its origins.
-//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`terminal`] serve them.
+//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`] serve
+//!   them.
 //! - [`workload`]: where prompts come from.
 //! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
 //! - [`wire`]: frames, messages, handshake, sockets.
@@ -47,6 +48,7 @@ pub mod check;
 pub mod cli;
 pub mod cmd;
 pub mod config;
+pub mod cores;
 pub mod environment;
 pub mod experiment;
 pub mod failure;

@@ -42,13 +42,15 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 fn run(configuration: Configuration) -> anyhow::Result<()> {
     let Configuration { cli, mut settings } = configuration;
     let terminal = Terminal::new(cli.global.quiet);
-    let threads = preparation::threads(match &cli.command {
-        Command::Baseline(args) => args.model.threads,
-        Command::ServeDecode(args) => args.model.threads,
-        Command::RunPrefill(args) => args.model.threads,
-        Command::Split(args) => args.model.threads,
+    let model = match &cli.command {
+        Command::Baseline(args) => Some(&args.model),
+        Command::ServeDecode(args) => Some(&args.model),
+        Command::RunPrefill(args) => Some(&args.model),
+        Command::Split(args) => Some(&args.model),
         Command::Link(_) | Command::Models(_) => None,
-    });
+    };
+    let cores = model.and_then(|model| model.cores.as_ref());
+    let threads = preparation::threads(model.and_then(|model| model.threads), cores);
     if let Some(setting) = settings.get_mut("threads") {
         setting.value = threads.into();
     }
@@ -56,6 +58,9 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         return terminal::print(&disagg_bench::report::settings(&settings));
     }
     fix_threads(threads);
+    if let Some(cores) = cores {
+        preparation::pin(cores)?;
+    }
     match &cli.command {
         Command::Baseline(args) => cmd::baseline::run(args, settings, threads, &terminal),
         Command::ServeDecode(args) => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cli::{ModelArgs, PromptArgs, RequestArgs, RunArgs, TokenArgs};
+use crate::cores::{self, CoreList};
 use crate::environment::{self, Environment, process_rss_bytes};
 use crate::experiment::{Plan, Way, now};
 use crate::failure::Failure;
@@ -23,12 +24,18 @@ use crate::terminal::Terminal;
 use crate::wire::{Source, Token};
 use crate::workload::{self, PlainText, Prompt};
 
-/// Compute threads: the flag, else what the user told the compute libraries, else all cores that
-/// this process may use.
-pub fn threads(flag: Option<u16>) -> usize {
+/// Compute threads: the flag, else as many as the cores that were given, else what the user told
+/// the compute libraries, else all cores that this process may use.
+pub fn threads(flag: Option<u16>, cores: Option<&CoreList>) -> usize {
+    let given = flag.map(usize::from).or(cores.map(CoreList::len));
     let variable = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    (flag.map(usize::from).or_else(variable).filter(|n| *n > 0)).unwrap_or_else(cores)
+    let usable = || std::thread::available_parallelism().map_or(1, usize::from);
+    (given.or_else(variable).filter(|n| *n > 0)).unwrap_or_else(usable)
+}
+
+/// Keeps this process on the cores that `--cores` gives; to be called before any thread exists.
+pub fn pin(cores: &CoreList) -> Result<(), Failure> {
+    cores::pin(cores).map_err(|why| Failure::Setting(format!("--cores {cores}: {why}")))
 }
 
 /// Creates the output folder before any work is done, so that a wrong path costs nothing.

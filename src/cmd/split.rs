@@ -5,6 +5,7 @@ use std::net::ToSocketAddrs;
 
 use crate::baseline::{self, Config};
 use crate::cli::{LinkArgs, SocketArgs, SplitArgs, TokenArgs};
+use crate::cores;
 use crate::environment::{Environment, carrying_interface, same_bits_expected};
 use crate::experiment::{Remote, Way};
 use crate::failure::Failure;
@@ -28,17 +29,27 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let folder = preparation::output_folder(args.run.out.as_deref(), "split")?;
     let kept_fit = kept_fit(&args.link)?;
+    let decode_cores = args.decode_cores.as_ref();
+    if let Some(cores) = decode_cores {
+        let refused = |why| Failure::Setting(format!("--decode-cores {cores}: {why}"));
+        cores::check(cores).map_err(refused)?;
+    }
     let peer = (args.peer.as_deref())
         .map(|address| remote_peer(address, &args.link))
         .transpose()?;
     let file = preparation::model_file(&args.model, terminal)?;
     let congestion = args.link.socket.congestion_control.as_deref();
+    let decode_threads = match decode_cores {
+        Some(cores) => preparation::threads(args.model.threads, Some(cores)),
+        None => threads,
+    };
     let mut local = match &peer {
         Some(_) => None,
         None => Some(LocalPeer::start(
             &file.path,
             args.model.weights,
-            threads,
+            decode_threads,
+            decode_cores,
             congestion,
         )?),
     };

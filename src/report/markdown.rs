@@ -226,6 +226,10 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
         Some(mbps) => format!("{} {} Gbps", i.name, mbps as f64 / 1e3),
         None => format!("{} of unknown speed", i.name),
     });
+    let cores = match &processor.cores {
+        Some(cores) => format!("{} ({cores})", processor.usable_cores),
+        None => processor.usable_cores.to_string(),
+    };
     let variables = environment.compute_variables.iter();
     let variables = variables.map(|(name, value)| format!("{name}={value}"));
     vec![
@@ -235,7 +239,7 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
         ("memory", or_unknown(host.memory_bytes.map(gib))),
         ("processor", or_unknown(processor.model.clone())),
         ("instruction set", processor.instruction_set.clone()),
-        ("cores usable", processor.usable_cores.to_string()),
+        ("cores usable", cores),
         ("compute threads", environment.threads.to_string()),
         ("compute variables", variables.collect::<Vec<_>>().join(" ")),
         ("network", interfaces.collect::<Vec<_>>().join(", ")),
