@@ -26,6 +26,7 @@
 //! - [`metrics`]: the record and what derives from it. [`stats`]: statistics.
 //! - [`link`]: what a sweep over the link says about it.
 //! - [`environment`]: where it ran.
+//! - [`alarms`]: what makes the figures doubtful.
 //! - [`projection`]: the same request on other links. [`verdict`], [`report`]: what it means, in
 //!   a line, in tables, in charts.
 //! - [`failure`]: exit codes.
@@ -43,6 +44,7 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod alarms;
 pub mod baseline;
 pub mod check;
 pub mod cli;

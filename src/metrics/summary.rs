@@ -203,7 +203,7 @@ impl Summary {
     /// Derives the summary of a record.
     pub fn of(record: &Record) -> Self {
         let round_trip = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
-        let cases = record.cases.iter().map(|c| SummaryCase::of(c, round_trip));
+        let cases = SummaryCase::all(record);
         Self {
             schema_version: SCHEMA_VERSION,
             command: record.run.command.clone(),
@@ -223,13 +223,20 @@ impl Summary {
             }),
             outputs: record.outputs(),
             verdict: crate::verdict::finding(record),
-            alarms: crate::verdict::alarms(record),
-            cases: cases.collect(),
+            alarms: crate::alarms::alarms(record, &cases),
+            cases,
         }
     }
 }
 
 impl SummaryCase {
+    /// The cases of a record.
+    pub fn all(record: &Record) -> Vec<Self> {
+        let round_trip = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
+        let of = |case| Self::of(case, round_trip);
+        record.cases.iter().map(of).collect()
+    }
+
     /// Derives the figures of one case.
     pub fn of(case: &Case, round_trip: Option<u64>) -> Self {
         let measured = || {
