@@ -285,7 +285,8 @@ pub struct LinkArgs {
 #[command(after_help = "Examples:
   disagg-bench split                                          one machine, over loopback
   disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
-  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10")]
+  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10
+  disagg-bench split --interference                           what the split saves under load")]
 pub struct SplitArgs {
     /// The decode node [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
@@ -293,6 +294,11 @@ pub struct SplitArgs {
     /// Keep the decode node that this command starts on these cores [default: as --cores]
     #[arg(long, value_name = "LIST", conflicts_with = "peer")]
     pub decode_cores: Option<CoreList>,
+    /// Also measure what a running answer suffers while another prompt is prefilled, on one node
+    /// and split; on one machine both nodes get half of the cores, unless --cores and
+    /// --decode-cores say which
+    #[arg(long)]
+    pub interference: bool,
     /// Take the single arm from this file instead of measuring it
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,

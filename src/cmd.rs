@@ -11,10 +11,10 @@ use std::path::Path;
 
 use crate::baseline::BaselineFile;
 use crate::cli::{Format, OutputArgs};
-use crate::experiment::{Experiment, Plan, Remote};
+use crate::experiment::{Experiment, Plan, Progress, Remote};
 use crate::failure::Failure;
 use crate::metrics::summary::Summary;
-use crate::metrics::{Record, Sample, Status, write_atomically};
+use crate::metrics::{Record, Status, write_atomically};
 use crate::node::prefill::PrefillNode;
 use crate::report;
 use crate::terminal::{self, Terminal};
@@ -37,9 +37,9 @@ async fn measure(
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
     let task = terminal.task("measuring", plan.requests());
-    let observer = |prompt: &str, sample: Option<&Sample>| match sample {
-        None => task.now(&format!("measuring {prompt}")),
-        Some(_) => task.step(),
+    let observer = |progress: Progress| match progress {
+        Progress::Next(what) => task.now(&format!("measuring {what}")),
+        Progress::Done => task.step(),
     };
     let outcome = {
         let mut experiment = Experiment {

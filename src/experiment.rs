@@ -5,6 +5,8 @@
 
 mod interference;
 
+pub use interference::{check_cores, check_scene};
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -135,8 +137,17 @@ pub struct Experiment<'a> {
     pub path: &'a Path,
     /// A baseline whose samples are the single arm.
     pub stand_in: Option<&'a BaselineFile>,
-    /// Called with the prompt's name before and after every request; must not block.
-    pub observer: &'a dyn Fn(&str, Option<&Sample>),
+    /// Told before and after every request; must not block.
+    pub observer: &'a dyn Fn(Progress),
+}
+
+/// How far the measuring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// A request of this prompt, or a scene of this name, is next.
+    Next(&'a str),
+    /// It is over, well or not.
+    Done,
 }
 
 impl Experiment<'_> {
@@ -170,7 +181,7 @@ impl Experiment<'_> {
                 let mut ways = plan.ways.clone();
                 ways.shuffle(&mut random);
                 for way in ways {
-                    (self.observer)(&prompt.name, None);
+                    (self.observer)(Progress::Next(&prompt.name));
                     let tokens = prompt.tokens.len() as u32;
                     let choice = self.choose(way, layout, &prefills, tokens);
                     let outcome = (self.request(way, choice, &plan.request(prompt, way))).await;
@@ -194,7 +205,7 @@ impl Experiment<'_> {
                             first_failure.get_or_insert(error);
                         }
                     }
-                    (self.observer)(&prompt.name, Some(&sample));
+                    (self.observer)(Progress::Done);
                     self.add(sample);
                 }
                 self.check_case();
@@ -309,7 +320,7 @@ impl Experiment<'_> {
             if !case.samples.iter().any(|s| landed(&s)) {
                 continue;
             }
-            (self.observer)(&prompt.name, None);
+            (self.observer)(Progress::Next(&prompt.name));
             let way = Way::Split(Transfer::Bulk, WireRows::Int8);
             let lossy = accuracy::lossy(self.node, &plan.request(prompt, way)).await;
             let lossy = lossy

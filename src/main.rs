@@ -40,7 +40,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 fn run(configuration: Configuration) -> anyhow::Result<()> {
-    let Configuration { cli, mut settings } = configuration;
+    let Configuration {
+        mut cli,
+        mut settings,
+    } = configuration;
+    if let Command::Split(args) = &mut cli.command {
+        cmd::split::share_out_cores(args)?;
+    }
     let terminal = Terminal::new(cli.global.quiet);
     let model = match &cli.command {
         Command::Baseline(args) => Some(&args.model),
@@ -51,8 +57,22 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
     };
     let cores = model.and_then(|model| model.cores.as_ref());
     let threads = preparation::threads(model.and_then(|model| model.threads), cores);
-    if let Some(setting) = settings.get_mut("threads") {
-        setting.value = threads.into();
+    let decode_cores = match &cli.command {
+        Command::Split(args) => args.decode_cores.as_ref(),
+        _ => None,
+    };
+    let in_effect = [
+        ("threads", Some(threads.into())),
+        ("cores", cores.map(|list| list.to_string().into())),
+        (
+            "decode_cores",
+            decode_cores.map(|list| list.to_string().into()),
+        ),
+    ];
+    for (name, value) in in_effect {
+        if let (Some(setting), Some(value)) = (settings.get_mut(name), value) {
+            setting.value = value;
+        }
     }
     if cli.global.show_config {
         return terminal::print(&disagg_bench::report::settings(&settings));

@@ -566,9 +566,11 @@ impl Record {
             .min()
     }
 
-    /// Whether any case failed its check.
+    /// Whether any case or the interference failed its check.
     pub fn check_failed(&self) -> bool {
-        (self.cases.iter()).any(|c| c.check.as_ref().is_some_and(|check| !check.passed()))
+        let case_failed = |c: &Case| c.check.as_ref().is_some_and(|check| !check.passed());
+        self.cases.iter().any(case_failed)
+            || self.interference.as_ref().is_some_and(|i| !i.passed())
     }
 }
 

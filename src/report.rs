@@ -4,6 +4,7 @@
 pub mod charts;
 #[cfg(test)]
 pub mod fixture;
+mod interference;
 mod lossy;
 mod markdown;
 pub mod number;

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::figures::{ConnectionState, Figures};
+use super::interference::SummaryInterference;
 use super::{
     Agreement, Arm, Case, Choice, Lossy, Node, Record, SCHEMA_VERSION, Sample, Status, Transfer,
 };
@@ -34,6 +35,10 @@ pub struct Summary {
     pub alarms: Vec<String>,
     /// One entry a prompt.
     pub cases: Vec<SummaryCase>,
+    /// What a running sequence suffers from another prompt's prefill; null where it was not
+    /// measured.
+    #[serde(default)]
+    pub interference: Option<SummaryInterference>,
 }
 
 /// The model of a summary.
@@ -225,6 +230,7 @@ impl Summary {
             verdict: crate::verdict::finding(record),
             alarms: crate::alarms::alarms(record, &cases),
             cases,
+            interference: SummaryInterference::of(record),
         }
     }
 }

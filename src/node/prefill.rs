@@ -153,8 +153,10 @@ impl Connection {
         &self.facts
     }
 
-    /// Counts the tokens of the current request that came back from the decode node.
+    /// Counts the tokens of the next request that come back from the decode node.
     pub fn watch_tokens(&self) -> watch::Receiver<u32> {
+        // Those of the request before must not count.
+        self.tokens_back.send_replace(0);
         self.tokens_back.subscribe()
     }
 

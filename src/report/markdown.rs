@@ -27,6 +27,7 @@ pub(super) fn report(record: &Record, summary: &Summary, charts: &[Chart]) -> St
     figures.extend(auto_notes(summary).iter().map(|note| format!("\n{note}\n")));
     text += &section("Figures", &figures);
     text += &section("Lossy on the wire", &super::lossy::section(summary));
+    text += &section("Interference", &super::interference::section(summary));
     text += &section("Checks", &checks(record));
     text += &section("Failed requests", &failures(summary));
     for chart in charts {
