@@ -101,7 +101,8 @@ pub struct PromptArgs {
     /// A prompt; may be given several times [default: four built-in prompts]
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompts", "prompt_tokens"])]
     pub prompt: Vec<String>,
-    /// JSON lines {"prompt": ..., "max_tokens": ...}; `-` is stdin
+    /// JSON lines {"prompt": ..., "max_tokens": ...}, or OpenAI messages or ShareGPT conversations
+    /// as JSON or JSON lines; `-` is stdin
     #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
     pub prompts: Option<PathBuf>,
     /// Prompts of exactly these lengths, from text in the public domain

@@ -18,6 +18,7 @@ use crate::metrics::{Record, Status, write_atomically};
 use crate::node::prefill::PrefillNode;
 use crate::report;
 use crate::terminal::{self, Terminal};
+use crate::workload;
 
 /// A runtime for the network; compute has its own thread.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -36,6 +37,7 @@ async fn measure(
     path: &Path,
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
+    record.prompt_set_digest = Some(workload::set_digest(&plan.prompts));
     let task = terminal.task("measuring", plan.requests());
     let observer = |progress: Progress| match progress {
         Progress::Next(what) => task.now(&format!("measuring {what}")),

@@ -441,9 +441,14 @@ fn fill(sample: &mut Sample, outcome: Outcome) {
 
 /// Checks that every prompt and its answer fit the model's context, before anything runs.
 pub fn check_lengths(engine: &Engine, prompts: &[Prompt]) -> anyhow::Result<()> {
-    for prompt in prompts {
-        (engine.check_length(prompt.tokens.len(), prompt.output_tokens as usize))
-            .with_context(|| format!("prompt {}", prompt.name))?;
-    }
-    Ok(())
+    let check = |p: &Prompt| engine.check_length(p.tokens.len(), p.output_tokens as usize);
+    let mut unfit = prompts.iter().filter_map(|p| Some((p, check(p).err()?)));
+    let Some((prompt, error)) = unfit.next() else {
+        return Ok(());
+    };
+    let others = match unfit.count() {
+        0 => String::new(),
+        n => format!(", as {} of {} too", n, prompts.len()),
+    };
+    Err(error).with_context(|| format!("prompt {}{others}", prompt.name))
 }

@@ -46,6 +46,10 @@ pub struct Record {
     /// Resident memory of the decode node; null where there is none or it served no request.
     #[serde(default)]
     pub decode_memory: Option<Memory>,
+    /// blake3 over all prompts and their settings (32 hex digits); null in records from before it
+    /// was taken.
+    #[serde(default)]
+    pub prompt_set_digest: Option<String>,
     /// The earlier baseline that this run is compared with; null where there is none.
     pub baseline: Option<BaselineUse>,
     /// One entry a prompt.

@@ -2,6 +2,7 @@
 //! model, prompts, and an empty record.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +23,7 @@ use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
 use crate::terminal::Terminal;
 use crate::wire::{Source, Token};
-use crate::workload::{self, PlainText, Prompt};
+use crate::workload::{self, PlainText, Prompt, Turn};
 
 /// Compute threads: the flag, else as many as the cores that were given, else what the user told
 /// the compute libraries, else all cores that this process may use.
@@ -133,9 +134,21 @@ pub fn prompts(
             (None, []) => workload::built_in(),
             (None, texts) => workload::from_flags(texts)?,
         };
-        let render = |text: &str| match args.raw {
-            true => Ok(text.to_string()),
-            false => tokenizer.chat(&[("user", text)]),
+        let render = |turns: &[Turn]| match (args.raw, turns) {
+            (true, [only]) => Ok(only.text.clone()),
+            (true, _) => Err(format!(
+                "a conversation of {} turns needs it: leave out --raw",
+                turns.len()
+            )
+            .into()),
+            (false, _) => {
+                let messages: Vec<_> = (turns.iter())
+                    .map(|turn| (turn.role.name(), turn.text.as_str()))
+                    .collect();
+                tokenizer
+                    .chat(&messages)
+                    .map_err(Box::<dyn Error + Send + Sync>::from)
+            }
         };
         workload::tokenize(texts, args.output_tokens, render, encode)?
     } else {
@@ -221,6 +234,7 @@ pub fn record(
             cache_bytes: 0,
         },
         decode_memory: None,
+        prompt_set_digest: None,
         baseline: None,
         cases: Vec::new(),
         interference: None,

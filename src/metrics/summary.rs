@@ -27,6 +27,9 @@ pub struct Summary {
     pub model: SummaryModel,
     /// The link; null where nothing was sent.
     pub link: Option<SummaryLink>,
+    /// blake3 over all prompts and their settings; null in records from before it was taken.
+    #[serde(default)]
+    pub prompt_set_digest: Option<String>,
     /// Weakest agreement of the answers; null with one arm.
     pub outputs: Option<Agreement>,
     /// One line: what was found.
@@ -226,6 +229,7 @@ impl Summary {
                 congestion_control: link.socket.congestion_control.clone(),
                 min_round_trip_us: round_trip.map(|ns| ns as f64 / 1e3),
             }),
+            prompt_set_digest: record.prompt_set_digest.clone(),
             outputs: record.outputs(),
             verdict: crate::verdict::finding(record),
             alarms: crate::alarms::alarms(record, &cases),

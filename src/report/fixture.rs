@@ -218,6 +218,7 @@ pub fn record(cases: Vec<Case>) -> Record {
         },
         memory: crate::metrics::Memory::default(),
         decode_memory: None,
+        prompt_set_digest: Some("ab".repeat(16)),
         baseline: None,
         link: Some(LinkRecord {
             transport: "tcp".into(),

@@ -144,6 +144,9 @@ fn run(record: &Record) -> Vec<[String; 2]> {
             format!("{} bytes", model.kv_bytes_per_token),
         ],
     ];
+    if let Some(digest) = &record.prompt_set_digest {
+        rows.push(["prompt set".into(), digest.clone()]);
+    }
     if let Some(error) = &run.error {
         rows.push(["error".into(), one_line(error, VALUE_CHARS)]);
     }
