@@ -47,7 +47,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::ServeDecode(args) => args.model.threads,
         Command::RunPrefill(args) => args.model.threads,
         Command::Split(args) => args.model.threads,
-        Command::Link(_) | Command::Models(_) => None,
+        Command::Compare(_) | Command::Link(_) | Command::Models(_) => None,
     });
     if let Some(setting) = settings.get_mut("threads") {
         setting.value = threads.into();
@@ -62,6 +62,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
             cmd::serve_decode::run(args, cli.global.quiet, threads, &terminal)
         }
         Command::RunPrefill(args) => cmd::run_prefill::run(args, settings, threads, &terminal),
+        Command::Compare(args) => cmd::compare::run(args),
         Command::Link(args) => cmd::link::run(args, threads, &terminal),
         Command::Models(args) => cmd::models::run(args, &terminal),
         Command::Split(args) => cmd::split::run(args, settings, threads, &terminal),
