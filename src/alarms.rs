@@ -1,10 +1,12 @@
 //! What makes the figures of a run doubtful.
 //!
-//! Every alarm is a sentence that says what was found and what to do; none is silent. What the
-//! figures mean is `verdict`'s.
+//! Every alarm is a sentence that says what was found and what to do; none is silent. `machine` has
+//! those of hosts and builds, `link` those of what lies between. What the figures mean is
+//! `verdict`'s.
 
-use crate::environment::{Environment, NetworkInterface};
-use crate::metrics::clock::ClockOffset;
+mod link;
+mod machine;
+
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Case, Record};
 use crate::report::number::{count, one_line, significant};
@@ -24,17 +26,23 @@ const QUOTED_CHARS: usize = 160;
 /// One sentence each, with what to do about it. `cases` are the record's.
 pub fn alarms(record: &Record, cases: &[SummaryCase]) -> Vec<String> {
     [
-        debug_build(record),
+        machine::debug_build(record),
         failed_requests(&record.cases),
         too_few_samples(cases),
         unexplained_residual(record, cases),
-        implausible_rate(record, cases),
-        contradicting_clocks(record),
-        cold_connections(cases),
-        shared_cores(record),
+        link::faster_than_cards(record, cases),
+        link::faster_than_memory(record, cases),
+        link::contradicting_clocks(record),
+        link::cold_connections(cases),
+        link::others_in_flight(record),
+        machine::slow_compute(record, cases),
+        machine::one_core(record),
+        machine::shared_cores(record),
     ]
     .into_iter()
     .flatten()
+    .chain(machine::other_load(record))
+    .chain(machine::frequency(record))
     .chain(baseline(record))
     .collect()
 }
@@ -58,21 +66,6 @@ fn baseline(record: &Record) -> Vec<String> {
     let advice = "measure it again with `disagg-bench baseline`";
     let warnings = baseline.warnings.iter().map(|w| format!("{w}: {advice}"));
     stand_in.into_iter().chain(warnings).collect()
-}
-
-fn debug_build(record: &Record) -> Option<String> {
-    let decode = record.environment.decode.as_ref();
-    let is_debug = |e: &Environment| !e.build.is_optimised();
-    let node = if is_debug(&record.environment.prefill) || record.run.profile == "debug" {
-        "prefill"
-    } else if decode.is_some_and(is_debug) {
-        "decode"
-    } else {
-        return None;
-    };
-    Some(format!(
-        "the {node} node is a debug build, its times mean nothing: build with --release"
-    ))
 }
 
 fn failed_requests(cases: &[Case]) -> Option<String> {
@@ -119,67 +112,6 @@ fn unexplained_residual(record: &Record, cases: &[SummaryCase]) -> Option<String
         significant(gap_ms, 3),
         case.prompt_tokens,
     ))
-}
-
-fn implausible_rate(record: &Record, cases: &[SummaryCase]) -> Option<String> {
-    if record.link.as_ref().is_none_or(|link| link.loopback) {
-        return None;
-    }
-    let nodes = [
-        Some(&record.environment.prefill),
-        record.environment.decode.as_ref(),
-    ];
-    let ceiling = (nodes.into_iter().flatten())
-        .filter_map(|e| physical_gbps(&e.network_interfaces))
-        .min_by(f64::total_cmp)?;
-    let fastest = arms(cases)
-        .filter_map(|(_, a)| Some(a.effective_gbps?.median))
-        .max_by(f64::total_cmp)?;
-    (fastest > ceiling).then(|| {
-        format!(
-            "{} Gbps effective is more than the node's network cards carry ({} Gbps): the bytes went another way, check the peer's address",
-            significant(fastest, 3),
-            significant(ceiling, 3),
-        )
-    })
-}
-
-/// What all network cards of a node carry together; `None` if that is not known of every one.
-/// Virtual interfaces are left out, because they name a speed that does not bind them.
-fn physical_gbps(interfaces: &[NetworkInterface]) -> Option<f64> {
-    let cards = (interfaces.iter()).filter(|i| i.is_up && !i.is_loopback && i.driver.is_some());
-    let speeds: Option<Vec<u64>> = cards.map(|card| card.speed_mbps).collect();
-    let mbps: u64 = speeds?.iter().sum();
-    (mbps > 0).then_some(mbps as f64 / 1e3)
-}
-
-fn contradicting_clocks(record: &Record) -> Option<String> {
-    let samples = || record.cases.iter().flat_map(|c| &c.samples);
-    let worst = (samples().filter_map(ClockOffset::of).map(|c| c.error_ns)).min()?;
-    (worst < 0).then(|| {
-        format!(
-            "messages of one request contradict each other by {} us on the two nodes' clocks: a clock was stepped or drifts, do not compare times across nodes",
-            significant(-worst as f64 / 1e3, 3),
-        )
-    })
-}
-
-fn cold_connections(cases: &[SummaryCase]) -> Option<String> {
-    let connections = || arms(cases).filter_map(|(_, a)| a.connections);
-    let cold: usize = connections().map(|c| c.cold).sum();
-    let all: usize = connections().map(|c| c.cold + c.warm + c.after_idle).sum();
-    (cold > 0).then(|| {
-        format!(
-            "{cold} of {} were the first on their connection, which starts slowly: use --warmup 1 or more, and see whether requests failed before them",
-            count(all, "transfer"),
-        )
-    })
-}
-
-fn shared_cores(record: &Record) -> Option<String> {
-    (record.environment.shared_machine()).then(|| {
-        "both nodes share one machine, its cores and its memory bus: for your own link, start serve-decode on a second machine and give --peer HOST:PORT".to_owned()
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One file a command; each reads like a recipe.
 
 pub mod baseline;
+pub mod compare;
 pub mod link;
 pub mod models;
 pub mod run_prefill;

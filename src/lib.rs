@@ -26,7 +26,7 @@
 //! - [`metrics`]: the record and what derives from it. [`stats`]: statistics.
 //! - [`link`]: what a sweep over the link says about it.
 //! - [`environment`]: where it ran.
-//! - [`alarms`]: what makes the figures doubtful.
+//! - [`alarms`]: what makes the figures doubtful. [`compare`]: two runs of one experiment.
 //! - [`projection`]: the same request on other links. [`verdict`], [`report`]: what it means, in
 //!   a line, in tables, in charts.
 //! - [`failure`]: exit codes.
@@ -49,6 +49,7 @@ pub mod baseline;
 pub mod check;
 pub mod cli;
 pub mod cmd;
+pub mod compare;
 pub mod config;
 pub mod cores;
 pub mod environment;

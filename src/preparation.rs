@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cli::{ModelArgs, PromptArgs, RequestArgs, RunArgs, TokenArgs};
+use crate::cli::{ModelArgs, PromptArgs, Repeats, RequestArgs, RunArgs, TokenArgs};
 use crate::cores::{self, CoreList};
 use crate::environment::{self, Environment, process_rss_bytes};
-use crate::experiment::{Plan, Way, now};
+use crate::experiment::{Auto, Plan, Way, now};
 use crate::failure::Failure;
 use crate::metrics::{
-    Environments, Memory, ModelRecord, Record, RunInfo, SCHEMA_VERSION, Setting, Status,
+    Environments, Memory, ModelRecord, Observed, Record, RunInfo, SCHEMA_VERSION, Setting, Status,
 };
 use crate::model::cache_pool::CachePool;
 use crate::model::engine::Engine;
@@ -174,7 +174,11 @@ pub fn plan(prompts: Vec<Prompt>, ways: Vec<Way>, request: &RequestArgs, run: &R
     Plan {
         prompts,
         ways,
-        repeats: run.repeats,
+        repeats: run.repeats.at_least(),
+        auto: (run.repeats == Repeats::Auto).then_some(Auto {
+            ci_width_pct: run.ci_width,
+            time_budget: run.time_budget,
+        }),
         warmup: run.warmup,
         seed: run.seed,
         kv_dtype: request.kv_dtype,
@@ -225,6 +229,7 @@ pub fn record(
             n_kv_heads: shape.n_kv_heads as u32,
             head_dim: shape.head_dim as u32,
             kv_bytes_per_token: shape.kv_layout(request.kv_dtype).bytes_per_token() as u64,
+            layer_weights: Some(shape.layer_weights()),
             load_ns: loaded.load_ns,
         },
         link: None,
@@ -238,6 +243,7 @@ pub fn record(
         baseline: None,
         cases: Vec::new(),
         interference: None,
+        observed: Observed::default(),
     }
 }
 

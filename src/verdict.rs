@@ -21,7 +21,7 @@ pub fn finding(record: &Record) -> Option<String> {
     if record.check_failed() {
         return Some(difference(record));
     }
-    let cases = summarised(record);
+    let cases = SummaryCase::all(record);
     let measured = compared(record, &cases)
         .or_else(|| split_alone(&cases))
         .or_else(|| lossy::alone(&cases))
@@ -40,13 +40,6 @@ pub fn finding(record: &Record) -> Option<String> {
         false => "",
     };
     Some(parts.join(": ") + &lossy + shared)
-}
-
-fn summarised(record: &Record) -> Vec<SummaryCase> {
-    let round_trip = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
-    (record.cases.iter())
-        .map(|case| SummaryCase::of(case, round_trip))
-        .collect()
 }
 
 /// Says which check failed first.

@@ -6,7 +6,7 @@ use crate::environment::Environment;
 use crate::metrics::interference::{Interference, InterferenceSample, Moments};
 use crate::metrics::{
     Agreement, Arm, Case, Check, Environments, Event, EventName, LinkRecord, Lossy, ModelRecord,
-    Node, Origin, Record, RunInfo, SCHEMA_VERSION, Sample, Setting, Status, Transfer,
+    Node, Observed, Origin, Record, RunInfo, SCHEMA_VERSION, Sample, Setting, Status, Transfer,
 };
 use crate::wire::message::{KvDtype, WireDtype};
 use crate::wire::socket::SocketFacts;
@@ -77,6 +77,7 @@ pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: T
         transfer: split.then_some(Transfer::Bulk),
         choice: None,
         idle_before_ns: split.then_some(1_000_000_000),
+        waiting_ahead: None,
         kv_dtype: KvDtype::F16,
         wire_dtype: split.then_some(WireDtype::F16),
         streams: split.into(),
@@ -128,6 +129,7 @@ pub fn case(prompt: &str, prompt_tokens: u32, output_tokens: u32, times: Times) 
             findings: Vec::new(),
         }),
         lossy: Vec::new(),
+        stopped: None,
     }
 }
 
@@ -214,6 +216,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             n_kv_heads: 3,
             head_dim: 64,
             kv_bytes_per_token: KV_BYTES_PER_TOKEN,
+            layer_weights: None,
             load_ns: 1_000_000_000,
         },
         memory: crate::metrics::Memory::default(),
@@ -242,6 +245,7 @@ pub fn record(cases: Vec<Case>) -> Record {
         }),
         cases,
         interference: None,
+        observed: Observed::default(),
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) fn report(record: &Record, summary: &Summary, charts: &[Chart]) -> St
     let mut figures = markdown_table(summary);
     figures.extend(auto_notes(summary).iter().map(|note| format!("\n{note}\n")));
     text += &section("Figures", &figures);
+    text += &section("Changes", &super::changes::section(summary));
     text += &section("Lossy on the wire", &super::lossy::section(summary));
     text += &section("Interference", &super::interference::section(summary));
     text += &section("Checks", &checks(record));
