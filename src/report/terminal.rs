@@ -16,6 +16,7 @@ const WIDTH: usize = 80;
 pub fn to_terminal(record: &Record) -> String {
     let summary = Summary::of(record);
     let mut parts: Vec<String> = summary.verdict.iter().cloned().collect();
+    parts.extend(super::answers::to_terminal(&summary, WIDTH));
     let single = |arm: &crate::metrics::summary::SummaryArm| arm.arm == Arm::Single;
     if summary
         .cases
