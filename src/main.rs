@@ -40,28 +40,54 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 fn run(configuration: Configuration) -> anyhow::Result<()> {
-    let Configuration { cli, mut settings } = configuration;
+    let Configuration {
+        mut cli,
+        mut settings,
+    } = configuration;
+    if let Command::Split(args) = &mut cli.command {
+        cmd::split::share_out_cores(args)?;
+    }
     let terminal = Terminal::new(cli.global.quiet);
-    let threads = preparation::threads(match &cli.command {
-        Command::Baseline(args) => args.model.threads,
-        Command::ServeDecode(args) => args.model.threads,
-        Command::RunPrefill(args) => args.model.threads,
-        Command::Split(args) => args.model.threads,
-        Command::Link(_) | Command::Models(_) => None,
-    });
-    if let Some(setting) = settings.get_mut("threads") {
-        setting.value = threads.into();
+    let model = match &cli.command {
+        Command::Baseline(args) => Some(&args.model),
+        Command::ServeDecode(args) => Some(&args.model),
+        Command::RunPrefill(args) => Some(&args.model),
+        Command::Split(args) => Some(&args.model),
+        Command::Compare(_) | Command::Link(_) | Command::Models(_) => None,
+    };
+    let cores = model.and_then(|model| model.cores.as_ref());
+    let threads = preparation::threads(model.and_then(|model| model.threads), cores);
+    let decode_cores = match &cli.command {
+        Command::Split(args) => args.decode_cores.as_ref(),
+        _ => None,
+    };
+    let in_effect = [
+        ("threads", Some(threads.into())),
+        ("cores", cores.map(|list| list.to_string().into())),
+        (
+            "decode_cores",
+            decode_cores.map(|list| list.to_string().into()),
+        ),
+    ];
+    for (name, value) in in_effect {
+        if let (Some(setting), Some(value)) = (settings.get_mut(name), value) {
+            setting.value = value;
+        }
     }
     if cli.global.show_config {
         return terminal::print(&disagg_bench::report::settings(&settings));
     }
     fix_pools(threads);
+    if let Some(cores) = cores {
+        preparation::pin(cores)?;
+    }
     match &cli.command {
         Command::Baseline(args) => cmd::baseline::run(args, settings, threads, &terminal),
         Command::ServeDecode(args) => {
             cmd::serve_decode::run(args, cli.global.quiet, threads, &terminal)
         }
         Command::RunPrefill(args) => cmd::run_prefill::run(args, settings, threads, &terminal),
+        Command::Compare(args) => cmd::compare::run(args),
         Command::Link(args) => cmd::link::run(args, threads, &terminal),
         Command::Models(args) => cmd::models::run(args, &terminal),
         Command::Split(args) => cmd::split::run(args, settings, threads, &terminal),
