@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::Gate;
+use crate::cores::CoreList;
 use crate::metrics::Transfer;
 use crate::model::kv_cache::KvDtype;
 use crate::model::kv_int8::WireRows;
@@ -91,6 +92,9 @@ pub struct ModelArgs {
     /// Compute threads [default: the cores this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+    /// Keep this process, compute and network, on these cores, such as 0,2-3 [default: anywhere]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<CoreList>,
     /// Fetch nothing: the model must be in the cache
     #[arg(long)]
     pub offline: bool,
@@ -101,7 +105,8 @@ pub struct PromptArgs {
     /// A prompt; may be given several times [default: four built-in prompts]
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompts", "prompt_tokens"])]
     pub prompt: Vec<String>,
-    /// JSON lines {"prompt": ..., "max_tokens": ...}; `-` is stdin
+    /// JSON lines {"prompt": ..., "max_tokens": ...}, or OpenAI messages or ShareGPT conversations
+    /// as JSON or JSON lines; `-` is stdin
     #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
     pub prompts: Option<PathBuf>,
     /// Prompts of exactly these lengths, from text in the public domain
@@ -335,11 +340,20 @@ pub struct LinkArgs {
 #[command(after_help = "Examples:
   disagg-bench split                                          one machine, over loopback
   disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
-  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10")]
+  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10
+  disagg-bench split --interference                           what the split saves under load")]
 pub struct SplitArgs {
     /// The decode node [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Option<String>,
+    /// Keep the decode node that this command starts on these cores [default: as --cores]
+    #[arg(long, value_name = "LIST", conflicts_with = "peer")]
+    pub decode_cores: Option<CoreList>,
+    /// Also measure what a running answer suffers while another prompt is prefilled, on one node
+    /// and split; on one machine both nodes get half of the cores, unless --cores and
+    /// --decode-cores say which
+    #[arg(long)]
+    pub interference: bool,
     /// Take the single arm from this file instead of measuring it
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,

@@ -6,6 +6,7 @@
 mod interference;
 mod repeats;
 
+pub use interference::{check_cores, check_scene};
 pub use repeats::Auto;
 
 use std::path::Path;
@@ -147,8 +148,17 @@ pub struct Experiment<'a> {
     pub path: &'a Path,
     /// A baseline whose samples are the single arm.
     pub stand_in: Option<&'a BaselineFile>,
-    /// Called with the prompt's name before and after every request; must not block.
-    pub observer: &'a dyn Fn(&str, Option<&Sample>),
+    /// Told before and after every request; must not block.
+    pub observer: &'a dyn Fn(Progress),
+}
+
+/// How far the measuring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// A request of this prompt, or a scene of this name, is next.
+    Next(&'a str),
+    /// It is over, well or not.
+    Done,
 }
 
 /// How far a run has come.
@@ -266,7 +276,7 @@ impl Experiment<'_> {
         let mut ways = plan.ways.clone();
         ways.shuffle(&mut course.random);
         for way in ways {
-            (self.observer)(&prompt.name, None);
+            (self.observer)(Progress::Next(&prompt.name));
             let order = course.order;
             let choice = self.choose(way, layout, &course.prefills, tokens);
             let outcome = (self.request(way, choice, &plan.request(prompt, way))).await;
@@ -290,7 +300,7 @@ impl Experiment<'_> {
                     course.first_failure.get_or_insert(error);
                 }
             }
-            (self.observer)(&prompt.name, Some(&sample));
+            (self.observer)(Progress::Done);
             self.add(sample);
         }
         self.check_case();
@@ -412,7 +422,7 @@ impl Experiment<'_> {
             if !case.samples.iter().any(|s| landed(&s)) {
                 continue;
             }
-            (self.observer)(&prompt.name, None);
+            (self.observer)(Progress::Next(&prompt.name));
             let way = Way::Split(Transfer::Bulk, WireRows::Int8);
             let lossy = accuracy::lossy(self.node, &plan.request(prompt, way)).await;
             let lossy = lossy
@@ -535,9 +545,14 @@ fn fill(sample: &mut Sample, outcome: Outcome) {
 
 /// Checks that every prompt and its answer fit the model's context, before anything runs.
 pub fn check_lengths(engine: &Engine, prompts: &[Prompt]) -> anyhow::Result<()> {
-    for prompt in prompts {
-        (engine.check_length(prompt.tokens.len(), prompt.output_tokens as usize))
-            .with_context(|| format!("prompt {}", prompt.name))?;
-    }
-    Ok(())
+    let check = |p: &Prompt| engine.check_length(p.tokens.len(), p.output_tokens as usize);
+    let mut unfit = prompts.iter().filter_map(|p| Some((p, check(p).err()?)));
+    let Some((prompt, error)) = unfit.next() else {
+        return Ok(());
+    };
+    let others = match unfit.count() {
+        0 => String::new(),
+        n => format!(", as {} of {} too", n, prompts.len()),
+    };
+    Err(error).with_context(|| format!("prompt {}{others}", prompt.name))
 }

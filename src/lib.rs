@@ -15,7 +15,8 @@
 //! # Modules
 //!
 //! - [`cli`], [`config`]: what can be said, and what it amounts to with its origins.
-//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`terminal`] serve them.
+//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`] serve
+//!   them.
 //! - [`workload`]: where prompts come from.
 //! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
 //! - [`wire`]: frames, messages, handshake, sockets.
@@ -50,6 +51,7 @@ pub mod cli;
 pub mod cmd;
 pub mod compare;
 pub mod config;
+pub mod cores;
 pub mod environment;
 pub mod experiment;
 pub mod failure;

@@ -51,6 +51,10 @@ pub struct Record {
     /// Resident memory of the decode node; null where there is none or it served no request.
     #[serde(default)]
     pub decode_memory: Option<Memory>,
+    /// blake3 over all prompts and their settings (32 hex digits); null in records from before it
+    /// was taken.
+    #[serde(default)]
+    pub prompt_set_digest: Option<String>,
     /// The earlier baseline that this run is compared with; null where there is none.
     pub baseline: Option<BaselineUse>,
     /// One entry a prompt.
@@ -590,9 +594,11 @@ impl Record {
             .min()
     }
 
-    /// Whether any case failed its check.
+    /// Whether any case or the interference failed its check.
     pub fn check_failed(&self) -> bool {
-        (self.cases.iter()).any(|c| c.check.as_ref().is_some_and(|check| !check.passed()))
+        let case_failed = |c: &Case| c.check.as_ref().is_some_and(|check| !check.passed());
+        self.cases.iter().any(case_failed)
+            || self.interference.as_ref().is_some_and(|i| !i.passed())
     }
 }
 

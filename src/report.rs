@@ -5,6 +5,7 @@ pub mod changes;
 pub mod charts;
 #[cfg(test)]
 pub mod fixture;
+mod interference;
 mod lossy;
 mod markdown;
 pub mod number;

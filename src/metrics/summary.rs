@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::{ArmKey, SummaryChange, changes};
 use super::figures::{ConnectionState, Figures};
+use super::interference::SummaryInterference;
 use super::{
     Agreement, Arm, Case, Choice, Lossy, Node, Record, SCHEMA_VERSION, Sample, Status, Stopped,
     Transfer,
@@ -28,6 +29,9 @@ pub struct Summary {
     pub model: SummaryModel,
     /// The link; null where nothing was sent.
     pub link: Option<SummaryLink>,
+    /// blake3 over all prompts and their settings; null in records from before it was taken.
+    #[serde(default)]
+    pub prompt_set_digest: Option<String>,
     /// Weakest agreement of the answers; null with one arm.
     pub outputs: Option<Agreement>,
     /// One line: what was found.
@@ -36,6 +40,10 @@ pub struct Summary {
     pub alarms: Vec<String>,
     /// One entry a prompt.
     pub cases: Vec<SummaryCase>,
+    /// What a running sequence suffers from another prompt's prefill; null where it was not
+    /// measured.
+    #[serde(default)]
+    pub interference: Option<SummaryInterference>,
 }
 
 /// The model of a summary.
@@ -252,10 +260,12 @@ impl Summary {
                 congestion_control: link.socket.congestion_control.clone(),
                 min_round_trip_us: round_trip.map(|ns| ns as f64 / 1e3),
             }),
+            prompt_set_digest: record.prompt_set_digest.clone(),
             outputs: record.outputs(),
             verdict: crate::verdict::finding(record),
             alarms: crate::alarms::alarms(record, &cases),
             cases,
+            interference: SummaryInterference::of(record),
         }
     }
 }

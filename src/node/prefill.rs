@@ -35,6 +35,10 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same where the decode node prefills itself or serves others first.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(600);
 
+/// A segment that was sent again this many times in a row, each time after twice the wait, will not
+/// get through.
+const LOST_FOR_GOOD: u8 = 4;
+
 /// How a decode node is reached.
 pub struct Peer {
     /// `HOST:PORT`.
@@ -158,8 +162,10 @@ impl Connection {
         &self.facts
     }
 
-    /// Counts the tokens of the current request that came back from the decode node.
+    /// Counts the tokens of the next request that come back from the decode node.
     pub fn watch_tokens(&self) -> watch::Receiver<u32> {
+        // Those of the request before must not count.
+        self.tokens_back.send_replace(0);
         self.tokens_back.subscribe()
     }
 
@@ -351,7 +357,8 @@ impl Connection {
             &mut self.joined,
             ready,
         )
-        .await?;
+        .await
+        .map_err(|error| self.explained(error))?;
         let mut events = sender.events.into_inner();
         events.append(&mut received);
         events.extend(done.events.into_iter().filter_map(from_wire));
@@ -361,6 +368,22 @@ impl Connection {
             sent: self.sent().since(before),
             receiving: done.receiving,
         })
+    }
+
+    /// What the kernel knows of a silence: whether full segments are lost on the way each time.
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        if !matches!(error.downcast_ref(), Some(WireError::Timeout { .. })) {
+            return error;
+        }
+        let lost = (self.tcp_infos().into_iter()).find(|info| info.retransmits >= LOST_FOR_GOOD);
+        match lost {
+            Some(info) => WireError::BulkHangs {
+                segment_bytes: info.snd_mss_bytes,
+                resent: info.total_retrans,
+            }
+            .into(),
+            None => error,
+        }
     }
 
     /// Announces a request and waits until the decode node has memory for it.
@@ -434,7 +457,8 @@ impl Connection {
             &mut self.joined,
             feed,
         )
-        .await?;
+        .await
+        .map_err(|error| self.explained(error))?;
         tokens.splice(0..0, sender.first_token.get());
         events.append(&mut sender.events.into_inner());
         events.append(&mut received);
