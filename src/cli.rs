@@ -44,7 +44,8 @@ const EXAMPLES: &str = "Examples:
   disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50
 
 Exit codes: 0 ok, 1 run failed, 2 usage, 3 configuration or model, 4 network or peer,
-5 outputs or checksums differ, 6 a change beyond --fail-on, 130 interrupted (what was measured is kept)";
+5 outputs or checksums differ, 6 a change beyond --fail-on,
+130 interrupted (what was measured is kept)";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
