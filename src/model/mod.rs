@@ -8,7 +8,7 @@ pub mod cache_pool;
 pub mod decoder;
 pub mod engine;
 pub mod gguf;
-mod kernels;
+pub mod kernels;
 pub mod kv_cache;
 pub mod kv_int8;
 pub mod logits;
