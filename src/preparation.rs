@@ -199,6 +199,7 @@ pub fn record(
             name: identity.name.clone(),
             file_sha256: identity.file_sha256.clone(),
             weights: identity.weights.clone(),
+            kernels: Some(loaded.engine.kernels.clone()),
             fingerprint: identity.fingerprint(),
             weight_bytes: loaded.engine.weight_bytes() as u64,
             n_layers: shape.n_layers as u32,

@@ -14,7 +14,7 @@ const LANES: usize = 16;
 /// A closure that may be called again, called as one that may not, goes through a shim that
 /// nothing forces inline; its body would then be compiled for any machine. `FnMut` has no shim.
 #[inline(always)]
-fn vectorised<R>(kernel: impl FnMut() -> R) -> R {
+pub(super) fn vectorised<R>(kernel: impl FnMut() -> R) -> R {
     struct Kernel<F>(F);
     impl<R, F: FnMut() -> R> NullaryFnOnce for Kernel<F> {
         type Output = R;
@@ -24,6 +24,17 @@ fn vectorised<R>(kernel: impl FnMut() -> R) -> R {
         }
     }
     Arch::new().dispatch(Kernel(kernel))
+}
+
+/// The instructions that these kernels are compiled for on this machine, for the record.
+pub fn instructions() -> &'static str {
+    match Arch::new() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(_) => "avx512",
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(_) => "avx2",
+        _ => "the target's",
+    }
 }
 
 /// `e^x` within 2 units in the last place, for `x <= 88`; results below `e^-87` become `e^-87`.

@@ -12,6 +12,7 @@ pub mod kernels;
 pub mod kv_cache;
 pub mod kv_int8;
 pub mod logits;
+pub mod packed;
 mod parallel;
 pub mod published;
 pub mod shape;
