@@ -126,6 +126,7 @@ def main():
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--flash", default="off,on")
     parser.add_argument("--run-with", type=shlex.split, default=[], metavar="COMMAND")
     parser.add_argument("builds", nargs="+", metavar="NAME=FOLDER")
     how = parser.parse_args()
@@ -133,13 +134,17 @@ def main():
     for threads in map(int, how.threads.split(",")):
         rates, loads = {}, [load()]
         for _ in range(how.rounds):
-            ways = {"ours": ours(how, threads)}
+            ways = {"ours": lambda: ours(how, threads)}
             for name, folder in builds.items():
-                for flash in ("off", "on"):
+                for flash in how.flash.split(","):
                     way = f"llama.cpp {name}" + (" -fa" if flash == "on" else "")
-                    ways[way] = llama(how, folder, threads, flash)
-            ways["torch f32"] = torch(how, threads)
-            for way, rows in ways.items():
+                    ways[way] = lambda folder=folder, flash=flash: llama(how, folder, threads, flash)
+            ways["torch f32"] = lambda: torch(how, threads)
+            for way, measure in ways.items():
+                rows = measure()
+                # What has been measured is not lost where a run is cut off.
+                print(json.dumps({"threads": threads, "way": way, "tokens_per_s": rows}),
+                      file=sys.stderr, flush=True)
                 for what, values in rows.items():
                     rates.setdefault(what, {}).setdefault(way, []).append(statistics.median(values))
             loads.append(load())
