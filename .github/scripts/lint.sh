@@ -14,7 +14,7 @@ fi
 export PYTHONPATH="$tools"
 
 mapfile -t shell_scripts < <(git grep -lI -E '^#!.*\b(ba)?sh$')
-"$tools/bin/shellcheck" "${shell_scripts[@]}"
+"$tools/bin/shellcheck" --severity=warning "${shell_scripts[@]}"
 python3 -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 python3 -m check_jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 python3 "$tools/bin/kubernetes-validate" --strict deploy/kubernetes/*.yaml
