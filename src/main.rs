@@ -47,7 +47,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::ServeDecode(args) => args.model.threads,
         Command::RunPrefill(args) => args.model.threads,
         Command::Split(args) => args.model.threads,
-        Command::Link(_) | Command::Models(_) => None,
+        Command::Link(_) | Command::Models(_) | Command::Project(_) => None,
     });
     if let Some(setting) = settings.get_mut("threads") {
         setting.value = threads.into();
@@ -64,6 +64,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::RunPrefill(args) => cmd::run_prefill::run(args, settings, threads, &terminal),
         Command::Link(args) => cmd::link::run(args, threads, &terminal),
         Command::Models(args) => cmd::models::run(args, &terminal),
+        Command::Project(args) => cmd::project::run(args),
         Command::Split(args) => cmd::split::run(args, settings, threads, &terminal),
     }
 }
