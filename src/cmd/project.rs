@@ -230,3 +230,142 @@ fn unsuited(format: Format) -> Failure {
         "--format {format:?} is not for project: choose table or json"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use crate::report::fixture::{record, usual_case};
+    use clap::Parser;
+
+    /// What `project` with these arguments writes, or its error.
+    fn project(arguments: &[&str]) -> anyhow::Result<String> {
+        let folder = tempfile::tempdir()?;
+        let output = folder.path().join("answer");
+        let fixed = ["disagg-bench", "project", "-o", output.to_str().unwrap()];
+        let cli = Cli::try_parse_from(fixed.iter().chain(arguments))?;
+        let Command::Project(args) = &cli.command else {
+            unreachable!("that was asked for");
+        };
+        run(args)?;
+        Ok(std::fs::read_to_string(output)?)
+    }
+
+    /// A folder with a run of two prompts.
+    fn run_folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let record = record(vec![usual_case(128), usual_case(1024)]);
+        record.write(&folder.path().join(RUN_FILE)).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_run_is_projected_from_its_folder_or_its_file() {
+        let folder = run_folder();
+        let (run, file) = (folder.path(), folder.path().join(RUN_FILE));
+        let table = project(&[run.to_str().unwrap()]).unwrap();
+        for part in [
+            "fit of the link",
+            "1024 prompt tokens",
+            "RDMA engine",
+            "400",
+            "projected",
+        ] {
+            assert!(table.contains(part), "{part}: {table}");
+        }
+        let of_file = [
+            file.to_str().unwrap(),
+            "--format",
+            "json",
+            "--gbps",
+            "25,0.5",
+        ];
+        let json = project(&of_file).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(
+            json["outlooks"][1]["projections"].as_array().unwrap().len(),
+            10
+        );
+        assert_eq!(json["outlooks"][1]["projections"][5]["line_rate_gbps"], 0.5);
+        assert!(json["outlooks"][1]["measured"]["modes"][0]["exposed_ms"].is_f64());
+    }
+
+    #[test]
+    fn a_run_is_restated_for_another_engine_and_held_against_another_run() {
+        let folder = run_folder();
+        let run = folder.path().to_str().unwrap();
+        let engine = [
+            "--prefill-tokens-per-s",
+            "20000",
+            "--decode-tokens-per-s",
+            "100",
+        ];
+        let table = project(&[&[run][..], &engine].concat()).unwrap();
+        assert!(
+            table.contains("overhead %") && table.contains("51.20"),
+            "{table}"
+        );
+        let table = project(&[run, "--against", run]).unwrap();
+        assert!(
+            table.contains("holds") && table.contains("within the bar of 0.2"),
+            "{table}"
+        );
+        let table = project(&[run, "--gbps", "5", "--against", run]).unwrap();
+        assert!(table.contains("MISSES"), "{table}");
+        let error = project(&[run, "--gbps", "5,10", "--against", run]).unwrap_err();
+        assert!(error.to_string().contains("give the one rate"), "{error}");
+    }
+
+    #[test]
+    fn a_shape_or_a_config_is_enough() {
+        let speed = ["--prompt", "4096", "--prefill-tokens-per-s", "8192"];
+        let of =
+            |model: &str, more: &[&str]| project(&[&["--model", model], &speed[..], more].concat());
+        let table = of("llama-3.1-70b", &["--gbps", "25"]).unwrap();
+        assert!(
+            table.contains("1342 MB") && table.contains("21.5 Gbps"),
+            "{table}"
+        );
+        let half = of("llama-3.1-70b", &["--gbps", "25", "--kv-dtype", "fp8"]).unwrap();
+        assert!(half.contains("671.1 MB"), "{half}");
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config.json");
+        let text = r#"{"num_hidden_layers": 80, "num_key_value_heads": 8, "head_dim": 128}"#;
+        std::fs::write(&config, text).unwrap();
+        let table = of(config.to_str().unwrap(), &[]).unwrap();
+        assert!(table.contains("1342 MB"), "{table}");
+        std::fs::write(&config, "{}").unwrap();
+        for (model, part) in [
+            (config.to_str().unwrap(), "num_hidden_layers is missing"),
+            ("no-such-model", "is neither a file nor known"),
+        ] {
+            let error = of(model, &[]).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_projected_says_why() {
+        let folder = run_folder();
+        let mut bad = record(vec![usual_case(128)]);
+        bad.link.as_mut().unwrap().fit = None;
+        let file = folder.path().join("bad.json");
+        bad.write(&file).unwrap();
+        for (arguments, part) in [
+            (
+                vec![file.to_str().unwrap()],
+                "nothing is projected: the run has no fit",
+            ),
+            (vec!["/nonexistent/run.json"], "cannot read the run file"),
+            (
+                vec![folder.path().to_str().unwrap(), "--format", "csv"],
+                "choose table or json",
+            ),
+            (vec![], "required"),
+            (vec!["--model", "llama-3.1-8b"], "required"),
+        ] {
+            let error = project(&arguments).unwrap_err().to_string();
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+}

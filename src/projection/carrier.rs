@@ -27,6 +27,8 @@ pub struct Carrier<'a> {
     /// No byte takes less.
     least_ns_per_byte: f64,
     fit: Option<&'a Fit>,
+    /// Times that its time is taken.
+    times: f64,
     /// Whether the connections had idled before.
     is_after_idle: bool,
 }
@@ -40,6 +42,7 @@ impl<'a> Carrier<'a> {
             ns_per_piece: fit.overhead_us_per_piece * 1e3,
             least_ns_per_byte: 0.0,
             fit: Some(fit),
+            times: 1.0,
             is_after_idle: false,
         }
     }
@@ -51,7 +54,18 @@ impl<'a> Carrier<'a> {
             ns_per_piece: 0.0,
             least_ns_per_byte: 8.0 / gbps,
             fit: None,
+            times: 1.0,
             is_after_idle: false,
+        }
+    }
+
+    /// The same where every transfer takes so many times what was fitted.
+    pub fn slower(self, times: f64) -> Self {
+        Self {
+            fixed_ns: self.fixed_ns * times,
+            ns_per_piece: self.ns_per_piece * times,
+            times: self.times * times,
+            ..self
         }
     }
 
@@ -90,6 +104,6 @@ impl<'a> Carrier<'a> {
                 false => fit.wire_ns(whole),
             }
         });
-        fitted.max(bytes * self.least_ns_per_byte)
+        (fitted * self.times).max(bytes * self.least_ns_per_byte)
     }
 }

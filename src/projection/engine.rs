@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::exposure::send;
-use super::{Carrier, Links, Measured};
+use super::{Links, Measured};
 use crate::metrics::Transfer;
 
 /// Speeds beside which a run is shown unasked: about a server's processor and an accelerator
@@ -72,7 +72,7 @@ pub fn restate(
         // Behind prefill it takes what it took.
         Some(bulk) if transfer == Transfer::Bulk => bulk.exposed_ms,
         _ => {
-            let carrier = Carrier::fitted(links.fit(), links.round_trip_ns());
+            let carrier = links.carrier(links.fit());
             let prefill = measured.prefill.taking(prefill_ms * 1e6);
             send(&carrier, &prefill, transfer == Transfer::Layered).exposed_ns / 1e6
         }

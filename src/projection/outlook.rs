@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::exposure::{Prefill, Sent, send};
-use super::measured::MODES;
+use super::measured::{MODES, median};
 use super::transport::Published;
 use super::{Carrier, Measured, ModeFigures, Range, Transport, carrier, distrust, payload_share};
 use crate::link::{Fit, Sweep};
@@ -23,6 +23,9 @@ pub struct Links {
     /// Streams of the run.
     streams: u32,
     round_trip_ns: u64,
+    /// What the run's own transfers took, in times of what the fit says of back-to-back ones: behind
+    /// prefill, processor caches are cold and connections have idled.
+    slowdown: f64,
     /// Payload of a segment, where the link is one between machines.
     segment_payload_bytes: Option<u32>,
 }
@@ -32,12 +35,19 @@ impl Links {
     pub fn of_run(record: &Record) -> Option<Self> {
         let link = record.link.as_ref()?;
         let fit = link.fit.clone()?;
-        Some(Self {
+        let mut links = Self {
             streams: fit.streams,
             fits: vec![fit],
             round_trip_ns: link.min_round_trip_ns().unwrap_or(0),
+            slowdown: 1.0,
             segment_payload_bytes: link.socket.mss_bytes.filter(|_| !link.loopback),
-        })
+        };
+        let ratios = record.cases.iter().filter_map(|case| {
+            let (measured_ms, predicted_ms) = links.own_bulk_ms(&Measured::of(record, case)?)?;
+            (predicted_ms > 0.0).then(|| measured_ms / predicted_ms)
+        });
+        links.slowdown = median(ratios).unwrap_or(1.0);
+        Some(links)
     }
 
     /// The link of a sweep, over as many streams as the run had; `None` where it has no such fit.
@@ -54,6 +64,7 @@ impl Links {
             fits,
             streams,
             round_trip_ns: (sweep.min_round_trip_us * 1e3) as u64,
+            slowdown: 1.0,
             segment_payload_bytes: sweep.socket.mss_bytes.filter(|_| !sweep.socket.loopback),
         })
     }
@@ -64,9 +75,24 @@ impl Links {
         own.expect("a link is made with this fit")
     }
 
-    /// Smallest round trip of the link.
-    pub(super) fn round_trip_ns(&self) -> u64 {
-        self.round_trip_ns
+    /// What the run's own transfers took, in times of what the fit says.
+    pub(super) fn slowdown(&self) -> f64 {
+        self.slowdown
+    }
+
+    /// TCP as a run has it.
+    pub(super) fn carrier<'a>(&'a self, fit: &'a Fit) -> Carrier<'a> {
+        Carrier::fitted(fit, self.round_trip_ns).slower(self.slowdown)
+    }
+
+    /// The exposed transfer in bulk as a run over this link measured it, and as it is predicted.
+    pub(super) fn own_bulk_ms(&self, measured: &Measured) -> Option<(f64, f64)> {
+        let measured_ms = measured.mode(Transfer::Bulk)?.exposed_ms;
+        let carrier = self.carrier(self.fit()).after_idle(measured.is_after_idle);
+        Some((
+            measured_ms,
+            send(&carrier, &measured.prefill, false).exposed_ns / 1e6,
+        ))
     }
 
     /// Fits of more streams.
@@ -77,7 +103,7 @@ impl Links {
     /// TCP as fitted, held to a line where one is given: low, middle and high by what the headers
     /// take of it, which the size of segments decides.
     pub(super) fn tcp<'a>(&'a self, fit: &'a Fit, line_rate_gbps: Option<f64>) -> [Carrier<'a>; 3] {
-        let fitted = Carrier::fitted(fit, self.round_trip_ns);
+        let fitted = self.carrier(fit);
         let Some(line_rate_gbps) = line_rate_gbps else {
             return [fitted; 3];
         };

@@ -41,10 +41,23 @@ fn tcp_is_the_fit_until_the_line_is_slower() {
     // A faster line does not speed up what limits the fitted one.
     assert!((bulk(400.0).exposed_ms.high - fitted_ms).abs() < 1e-6);
     assert!(bulk(400.0).saving_ms.high.abs() < 0.02 && bulk(1.0).saving_ms.high < -150.0);
-    // Headers take 1.0 to 5.9% of a line.
+    // This link's segments leave 5.9% of a line to headers; those of loopback are no link's.
     let line_ms = 23.04 * 8.0;
-    assert!((bulk(1.0).exposed_ms.low / line_ms - 9038.0 / 8948.0).abs() < 1e-6);
-    assert!((bulk(1.0).exposed_ms.high / line_ms - 1538.0 / 1448.0).abs() < 1e-6);
+    let want = |payload: f64| (payload + 90.0) / payload;
+    assert!((bulk(1.0).exposed_ms.low / line_ms - want(1448.0)).abs() < 1e-6);
+    let mut loopback = record(vec![usual_case(1000)]);
+    loopback.link.as_mut().unwrap().loopback = true;
+    let exposed_ms = at(&super::tests::outlook(&loopback), Transport::Tcp, 1.0)
+        .bulk
+        .exposed_ms;
+    assert!(
+        (exposed_ms.low / line_ms - want(8948.0)).abs() < 1e-6,
+        "{exposed_ms:?}"
+    );
+    assert!(
+        (exposed_ms.high / line_ms - want(1448.0)).abs() < 1e-6,
+        "{exposed_ms:?}"
+    );
 }
 
 #[test]
@@ -104,25 +117,32 @@ fn the_change_is_what_the_split_pays() {
     assert_eq!((bulk.ttst_change_ms, bulk.e2e_change_ms), (None, None));
 }
 
-/// The usual case with its transfer sent layer by layer as well, which took 3% of prefill.
+/// The usual case with its transfer sent layer by layer as well: nothing was exposed, and prefill
+/// took 3% longer.
 fn with_layered(tokens: u32) -> Record {
     let mut record = record(vec![usual_case(tokens)]);
-    let samples = &mut record.cases[0].samples;
-    let split = samples.iter().filter(|s| s.arm == Arm::Split);
+    let case = &mut record.cases[0];
+    let split = case.samples.iter().filter(|s| s.arm == Arm::Split);
     let mut layered: Vec<_> = split.cloned().collect();
+    let exposed_ns = case.kv_bytes * 8 / 10;
     for sample in &mut layered {
         sample.transfer = Some(Transfer::Layered);
-        let end_ns = u64::from(tokens) * 1_000_000;
+        let here = sample.events.iter().filter(|e| e.clock == Node::Prefill);
+        let end_ns = here
+            .filter(|e| e.name == EventName::PrefillEnd)
+            .map(|e| e.t_ns)
+            .sum::<u64>();
         for event in &mut sample.events {
             event.t_ns = match event.name {
+                _ if event.clock == Node::Decode => event.t_ns,
                 EventName::PieceOffered => end_ns / 2,
                 EventName::PieceAcknowledged => end_ns,
-                _ if event.clock == Node::Prefill => event.t_ns * 103 / 100,
-                _ => event.t_ns,
+                _ if event.t_ns <= end_ns => event.t_ns * 103 / 100,
+                _ => event.t_ns + end_ns * 3 / 100 - exposed_ns,
             };
         }
     }
-    samples.extend(layered);
+    case.samples.extend(layered);
     record
 }
 
@@ -182,10 +202,9 @@ fn a_bad_fit_is_not_projected_from_and_the_reason_says_what_to_do() {
         (with(|f| f.worst_residual_pct = 31.0), "off by 31%"),
         (with(|f| f.held_out_error_pct = Some(31.0)), "31% off"),
         (with(|f| f.held_out_error_pct = None), "too few sizes"),
-        // Says half of what the run's own transfers took.
         (
-            with(|f| f.sizes.iter_mut().for_each(|s| s.wire_ms /= 2.0)),
-            "the run's own transfer",
+            with(|f| f.sizes.iter_mut().for_each(|s| s.wire_ms /= 5.0)),
+            "took 5.0 times what the fit",
         ),
     ] {
         assert!(
@@ -193,6 +212,18 @@ fn a_bad_fit_is_not_projected_from_and_the_reason_says_what_to_do() {
             "{part}: {why}"
         );
     }
+    // One prompt's transfers take what the fit says, the other's four times that.
+    let slow = crate::report::fixture::Times {
+        prefill_ns: 500_000_000,
+        exposed_ns: 4 * 500 * 23_040 * 8 / 10,
+        step_ns: 20_000_000,
+        ..Default::default()
+    };
+    let uneven = record(vec![usual_case(1000), case("slow", 500, 50, slow)]);
+    let why = outlooks(&uneven, None, &LINE_RATES_GBPS)
+        .unwrap_err()
+        .to_string();
+    assert!(why.contains("where a transfer of the run took"), "{why}");
     let mut without = record(vec![usual_case(1000)]);
     without.link.as_mut().unwrap().fit = None;
     let why = outlooks(&without, None, &LINE_RATES_GBPS)
@@ -205,6 +236,18 @@ fn a_bad_fit_is_not_projected_from_and_the_reason_says_what_to_do() {
             .unwrap()
             .is_empty()
     );
+}
+
+#[test]
+fn what_the_runs_own_transfers_take_longer_is_projected_with() {
+    let mut slower = record(vec![usual_case(1000)]);
+    let fit = slower.link.as_mut().unwrap().fit.as_mut().unwrap();
+    fit.sizes.iter_mut().for_each(|s| s.wire_ms /= 2.0);
+    fit.beta_gbps = Some(20.0);
+    let exposed_ms = |rate| at(&outlook(&slower), Transport::Tcp, rate).bulk.exposed_ms;
+    assert!((exposed_ms(400.0).mid - 18.432).abs() < 0.01);
+    // A slow line is no slower for it.
+    assert!((exposed_ms(1.0).mid - 184.32 * 1538.0 / 1448.0).abs() < 0.01);
 }
 
 #[test]

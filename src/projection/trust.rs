@@ -1,18 +1,20 @@
 //! Whether a fit is good enough to project from.
 
-use super::exposure::send;
-use super::{Carrier, Links, Measured};
+use super::{Links, Measured};
 use crate::link::Fit;
-use crate::metrics::{Record, Transfer};
+use crate::metrics::Record;
 
 /// Largest error of a fit over the transfers that it was made of.
-const MAX_RESIDUAL_PCT: f64 = 25.0;
+const MAX_RESIDUAL_PCT: f64 = 30.0;
 
 /// Largest error over the sizes that a fit of every second one has not seen.
-const MAX_HELD_OUT_PCT: f64 = 25.0;
+const MAX_HELD_OUT_PCT: f64 = 30.0;
 
-/// Largest error of the run's fit over the run's own caches, of the whole transfer.
-const MAX_OWN_ERROR_PCT: f64 = 35.0;
+/// Most that a run's own transfers may take, in times of what its fit says, or the fit of them.
+const MAX_SLOWDOWN: f64 = 4.0;
+
+/// Largest error over the run's own caches once all of them are taken so many times as slow.
+const MAX_OWN_ERROR_PCT: f64 = 30.0;
 
 /// Errors below this are none, whatever their share.
 const NO_ERROR_MS: f64 = 1.0;
@@ -54,25 +56,24 @@ fn of_fit(fit: &Fit) -> Option<String> {
     }
 }
 
-/// The fit against the caches that the run sent in bulk, the longest prompt's.
+/// The fit against the caches that the run sent in bulk.
 fn of_run(record: &Record, links: &Links) -> Option<String> {
-    let measured = record
-        .cases
-        .iter()
-        .filter_map(|case| Measured::of(record, case));
-    let longest = measured.max_by_key(|m| m.kv_bytes)?;
-    let measured_ms = longest.mode(Transfer::Bulk)?.exposed_ms;
-    let carrier = Carrier::fitted(links.fit(), links.round_trip_ns());
-    let carrier = carrier.after_idle(longest.is_after_idle);
-    let predicted_ms = send(&carrier, &longest.prefill, false).exposed_ns / 1e6;
-    let error_pct = 100.0 * (predicted_ms / measured_ms - 1.0).abs();
-    let is_off = error_pct > MAX_OWN_ERROR_PCT && (predicted_ms - measured_ms).abs() > NO_ERROR_MS;
-    is_off.then(|| {
-        format!(
-            "the fit of the link says {predicted_ms:.2} ms where the run's own transfer of {} \
-             bytes took {measured_ms:.2} ms, at most {MAX_OWN_ERROR_PCT:.0}% off is trusted: stop \
-             other load and run again, or {ADVICE}",
-            longest.kv_bytes,
-        )
-    })
+    let slowdown = links.slowdown();
+    if !(1.0 / MAX_SLOWDOWN..=MAX_SLOWDOWN).contains(&slowdown) {
+        return Some(format!(
+            "the run's own transfers took {slowdown:.1} times what the fit of its link says, at most \
+             {MAX_SLOWDOWN} times is trusted: stop other load and run again, or {ADVICE}"
+        ));
+    }
+    let of_case = |case| links.own_bulk_ms(&Measured::of(record, case)?);
+    let mut own = record.cases.iter().filter_map(of_case);
+    let (measured_ms, predicted_ms) = own.find(|(measured_ms, predicted_ms)| {
+        let error_ms = (predicted_ms - measured_ms).abs();
+        error_ms > NO_ERROR_MS.max(MAX_OWN_ERROR_PCT / 100.0 * measured_ms)
+    })?;
+    Some(format!(
+        "the fit of the link says {predicted_ms:.2} ms where a transfer of the run took \
+         {measured_ms:.2} ms, at most {MAX_OWN_ERROR_PCT:.0}% off is trusted: stop other load and run \
+         again, or {ADVICE}"
+    ))
 }

@@ -19,6 +19,7 @@ usage: links.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF
   --output-tokens N      tokens of each answer          [8]
   --iperf3-seconds N     length of each measurement     [4]
   --mtu BYTES            of the veth pair               [9000]
+  --threads N            compute threads of each node   [the usable cores]
   --sweep SIZES          before the run, `link` over the same link, kept as link.json
 
 Needs root, Linux, iproute2, iperf3 and Python 3. Everything it makes goes when it ends.
@@ -26,7 +27,7 @@ Needs root, Linux, iproute2, iperf3 and Python 3. Everything it makes goes when 
   sudo tests/two_hosts/links.sh --binary target/release/disagg-bench \
     --model ~/.cache/disagg-bench/models/SmolLM2-135M-Instruct.Q4_1.gguf --out emulated
   sudo tests/two_hosts/links.sh … --rates 10 --round-trip-ms 10 --streams 1,8
-  sudo tests/two_hosts/links.sh … --rates 1 --repeats 3 -- --threads 1
+  sudo tests/two_hosts/links.sh … --rates 1 --repeats 3 --threads 1
 USAGE
 }
 
@@ -38,7 +39,7 @@ refuse() {
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary="" model="" out=""
 rates=0.1,0.25,1,10,25 round_trips_ms=0 all_streams=1
-prompt_tokens=1024 repeats=5 output_tokens=8 iperf3_s=4 mtu_bytes=9000 sweep_sizes=""
+prompt_tokens=1024 repeats=5 output_tokens=8 iperf3_s=4 mtu_bytes=9000 sweep_sizes="" threads=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
@@ -55,6 +56,7 @@ while [ $# -gt 0 ]; do
     --output-tokens) output_tokens=$2 ;;
     --iperf3-seconds) iperf3_s=$2 ;;
     --mtu) mtu_bytes=$2 ;;
+    --threads) threads=(--threads "$2") ;;
     --sweep) sweep_sizes=$2 ;;
     *) refuse "got $1, wanted an option: see --help" ;;
   esac
@@ -224,11 +226,11 @@ measure() {
   # Names without this machine's folders, since the record keeps the command line.
   ln -sfn "$folder" measured
   [ -z "$sweep_sizes" ] || sweep "$folder" "$streams"
-  serve_decode "$folder/decode-node.txt" --model "$model_name" --offline
+  serve_decode "$folder/decode-node.txt" --model "$model_name" --offline ${threads[@]+"${threads[@]}"}
   local run=(./disagg-bench split --peer "$decode_address:5556" --token-file token.txt
     --model "$model_name" --offline --transfer "bulk,layered" --streams "$streams"
     --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" --repeats "$repeats"
-    --out measured/run ${split_options[@]+"${split_options[@]}"})
+    --out measured/run ${threads[@]+"${threads[@]}"} ${split_options[@]+"${split_options[@]}"})
   load=$(cut -d' ' -f1-3 /proc/loadavg)
   cat >"$folder/EMULATED.md" <<NOTE
 # Emulated link

@@ -11,9 +11,10 @@ usage: score.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF
   --model FILE           a GGUF file (both nodes)
   --out FOLDER           gets loopback-RATE and RATEgbps for each rate; what is there stays
   --rates LIST           Gbit/s of each direction       [0.1,0.25,1,10,25]
-  --prompt-tokens LIST   prompt lengths                 [256,640]
+  --threads N            compute threads of each node   [1]
+  --prompt-tokens LIST   prompt lengths                 [128,384]
   --output-tokens N      tokens of each answer          [4]
-  --repeats N            measured requests of each arm  [8]
+  --repeats N            measured requests of each arm  [10]
   --sweep SIZES          sizes that the link is fitted on [256KiB,1MiB,4MiB,16MiB,64MiB]
 
 Loopback and link are measured one after the other at each rate, since a machine's speed drifts. With
@@ -28,7 +29,7 @@ refuse() {
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary="" model="" out=""
-rates=0.1,0.25,1,10,25 prompt_tokens=256,640 output_tokens=4 repeats=8
+rates=0.1,0.25,1,10,25 threads=1 prompt_tokens=128,384 output_tokens=4 repeats=10
 sweep_sizes=256KiB,1MiB,4MiB,16MiB,64MiB
 while [ $# -gt 0 ]; do
   case $1 in
@@ -39,6 +40,7 @@ while [ $# -gt 0 ]; do
     --model) model=$2 ;;
     --out) out=$2 ;;
     --rates) rates=$2 ;;
+    --threads) threads=$2 ;;
     --prompt-tokens) prompt_tokens=$2 ;;
     --output-tokens) output_tokens=$2 ;;
     --repeats) repeats=$2 ;;
@@ -57,12 +59,13 @@ cd "$out"
 
 for rate in ${rates//,/ }; do
   if [ ! -e "loopback-$rate" ]; then
-    "$binary" split --quiet --model "$model" --offline --transfer bulk,layered \
-      --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" --repeats "$repeats" \
-      --out "loopback-$rate" "$@" >"loopback-$rate.txt"
+    "$binary" split --quiet --model "$model" --offline --threads "$threads" \
+      --transfer bulk,layered --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" \
+      --repeats "$repeats" --out "loopback-$rate" "$@" >"loopback-$rate.txt"
   fi
   if [ ! -e "${rate}gbps" ]; then
     "$here/links.sh" --binary "$binary" --model "$model" --out . --rates "$rate" \
+      --threads "$threads" \
       --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" --repeats "$repeats" \
       --iperf3-seconds 2 --sweep "$sweep_sizes" -- "$@" >/dev/null
   fi
