@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::compare::Gate;
+use crate::cores::CoreList;
 use crate::metrics::Transfer;
 use crate::model::kv_cache::KvDtype;
 use crate::model::kv_int8::WireRows;
@@ -42,7 +44,7 @@ const EXAMPLES: &str = "Examples:
   disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50
 
 Exit codes: 0 ok, 1 run failed, 2 usage, 3 configuration or model, 4 network or peer,
-5 outputs or checksums differ, 130 interrupted (what was measured is kept)";
+5 outputs or checksums differ, 6 a change beyond --fail-on, 130 interrupted (what was measured is kept)";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -60,6 +62,8 @@ pub enum Command {
     Project(ProjectArgs),
     /// The experiment: the same prompts on one node and split over two, compared
     Split(SplitArgs),
+    /// Two recorded runs: what changed, whether that may be chance, and whether it is allowed
+    Compare(CompareArgs),
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +93,9 @@ pub struct ModelArgs {
     /// Compute threads [default: the cores this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+    /// Keep this process, compute and network, on these cores, such as 0,2-3 [default: anywhere]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<CoreList>,
     /// Fetch nothing: the model must be in the cache
     #[arg(long)]
     pub offline: bool,
@@ -99,7 +106,8 @@ pub struct PromptArgs {
     /// A prompt; may be given several times [default: four built-in prompts]
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompts", "prompt_tokens"])]
     pub prompt: Vec<String>,
-    /// JSON lines {"prompt": ..., "max_tokens": ...}; `-` is stdin
+    /// JSON lines {"prompt": ..., "max_tokens": ...}, or OpenAI messages or ShareGPT conversations
+    /// as JSON or JSON lines; `-` is stdin
     #[arg(long, value_name = "FILE", conflicts_with = "prompt_tokens")]
     pub prompts: Option<PathBuf>,
     /// Prompts of exactly these lengths, from text in the public domain
@@ -125,13 +133,21 @@ pub struct RequestArgs {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Measured requests of each prompt and arm
-    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub repeats: u32,
+    /// Measured requests of each prompt and arm; `auto` goes on until the interval of the change
+    /// of E2E (of E2E itself, with one kind of arm) is as narrow as --ci-width or --time-budget ends
+    #[arg(long, default_value = "5", value_name = "N|auto", value_parser = parse_repeats)]
+    pub repeats: Repeats,
+    /// With `--repeats auto`: width of the 95% interval at which a prompt has been measured enough,
+    /// in percent of E2E
+    #[arg(long, default_value = "2", value_name = "PCT", value_parser = parse_percent)]
+    pub ci_width: f64,
+    /// With `--repeats auto`: time for all prompts together
+    #[arg(long, default_value = "300", value_name = "SECONDS", value_parser = parse_seconds)]
+    pub time_budget: Duration,
     /// Requests of each prompt and arm before measuring
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub warmup: u32,
-    /// Seed of the order in which arms take turns
+    /// Seed of the order in which arms take turns, and of the intervals' resamples
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub seed: u64,
     /// Folder for run.json, summary.json and the report [default: reports/TIME-COMMAND]
@@ -139,6 +155,48 @@ pub struct RunArgs {
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Measured rounds of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// So many.
+    Count(u32),
+    /// Until an interval is narrow or time is over.
+    Auto,
+}
+
+impl Repeats {
+    /// The fewest rounds: with `auto` as many as an interval takes, if time allows.
+    pub fn at_least(self) -> u32 {
+        match self {
+            Self::Count(n) => n,
+            Self::Auto => DEFAULT_REPEATS,
+        }
+    }
+}
+
+/// Measured rounds of a prompt where nobody says otherwise.
+const DEFAULT_REPEATS: u32 = 5;
+
+/// The most rounds that can be asked for.
+const MAX_REPEATS: u32 = 100_000;
+
+/// Reads a number of rounds or `auto`.
+fn parse_repeats(text: &str) -> Result<Repeats, String> {
+    if text == "auto" {
+        return Ok(Repeats::Auto);
+    }
+    let count = text.parse().ok().filter(|n| (1..=MAX_REPEATS).contains(n));
+    (count.map(Repeats::Count)).ok_or_else(|| {
+        format!("{text:?} is no number of repeats: write 1 to {MAX_REPEATS} or auto")
+    })
+}
+
+/// Reads a share such as `2` or `0.5`.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|p| *p > 0.0 && *p <= 100.0);
+    percent.ok_or_else(|| format!("{text:?} is no share: write percent above 0, up to 100"))
 }
 
 #[derive(Debug, Args)]
@@ -283,11 +341,20 @@ pub struct LinkArgs {
 #[command(after_help = "Examples:
   disagg-bench split                                          one machine, over loopback
   disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
-  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10")]
+  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10
+  disagg-bench split --interference                           what the split saves under load")]
 pub struct SplitArgs {
     /// The decode node [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Option<String>,
+    /// Keep the decode node that this command starts on these cores [default: as --cores]
+    #[arg(long, value_name = "LIST", conflicts_with = "peer")]
+    pub decode_cores: Option<CoreList>,
+    /// Also measure what a running answer suffers while another prompt is prefilled, on one node
+    /// and split; on one machine both nodes get half of the cores, unless --cores and
+    /// --decode-cores say which
+    #[arg(long)]
+    pub interference: bool,
     /// Take the single arm from this file instead of measuring it
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
@@ -360,6 +427,28 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
         .filter(|s| (0.0..=MAX_SECONDS).contains(s));
     (seconds.map(Duration::from_secs_f64))
         .ok_or_else(|| format!("{text:?} is no time: write seconds from 0 to {MAX_SECONDS}"))
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench compare reports/before reports/after
+  disagg-bench compare old/run.json new/run.json --format md -o comparison.md
+  disagg-bench compare old new --fail-on 'split.e2e_ms>5%' --fail-on 'single.tokens_per_s<-5%'
+
+A change breaks --fail-on if it is significant and beyond the bound; then the exit code is 6.")]
+pub struct CompareArgs {
+    /// The earlier run: its run.json, or its folder
+    #[arg(value_name = "OLD")]
+    pub old: PathBuf,
+    /// The later run
+    #[arg(value_name = "NEW")]
+    pub new: PathBuf,
+    /// Fail with code 6 on a significant change beyond this, in percent or the figure's unit; may
+    /// be given several times
+    #[arg(long, value_name = "ARM.FIGURE>CHANGE")]
+    pub fail_on: Vec<Gate>,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Debug, Args)]

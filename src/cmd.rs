@@ -1,6 +1,7 @@
 //! One file a command; each reads like a recipe.
 
 pub mod baseline;
+pub mod compare;
 pub mod link;
 pub mod models;
 pub mod project;
@@ -12,13 +13,14 @@ use std::path::Path;
 
 use crate::baseline::BaselineFile;
 use crate::cli::{Format, OutputArgs};
-use crate::experiment::{Experiment, Plan, Remote};
+use crate::experiment::{Experiment, Plan, Progress, Remote};
 use crate::failure::Failure;
 use crate::metrics::summary::Summary;
-use crate::metrics::{Record, Sample, Status, write_atomically};
+use crate::metrics::{Record, Status, write_atomically};
 use crate::node::prefill::PrefillNode;
 use crate::report;
 use crate::terminal::{self, Terminal};
+use crate::workload;
 
 /// A runtime for the network; compute has its own thread.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -37,10 +39,11 @@ async fn measure(
     path: &Path,
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
+    record.prompt_set_digest = Some(workload::set_digest(&plan.prompts));
     let task = terminal.task("measuring", plan.requests());
-    let observer = |prompt: &str, sample: Option<&Sample>| match sample {
-        None => task.now(&format!("measuring {prompt}")),
-        Some(_) => task.step(),
+    let observer = |progress: Progress| match progress {
+        Progress::Next(what) => task.now(&format!("measuring {what}")),
+        Progress::Done => task.step(),
     };
     let outcome = {
         let mut experiment = Experiment {

@@ -344,7 +344,7 @@ fn notebook_layer(path: &Path, subcommand: &str) -> Result<Layer, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Command;
+    use crate::cli::{Command, Repeats};
 
     fn resolve_in(
         folder: &Path,
@@ -384,7 +384,7 @@ mod tests {
         let args = split(&c);
         assert_eq!(
             (args.run.repeats, args.run.warmup, args.run.seed),
-            (2, 4, 9)
+            (Repeats::Count(2), 4, 9)
         );
         assert_eq!(args.prompts.prompt_tokens, [64, 128]);
         assert!(args.model.offline);
@@ -416,7 +416,7 @@ mod tests {
         let argv = ["disagg-bench", "--config", file.to_str().unwrap(), "split"];
         let variables = [("DISAGG_INSECURE", "1")];
         let c = resolve_in(folder.path(), &argv, &variables).unwrap();
-        assert_eq!(split(&c).run.repeats, 3);
+        assert_eq!(split(&c).run.repeats, Repeats::Count(3));
         assert!(split(&c).link.token.insecure);
     }
 

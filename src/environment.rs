@@ -2,12 +2,14 @@
 //! the metrics file for both nodes. What the host does not tell is null, never an error. Which
 //! interface carried the bytes and its socket options belong to the link, not here.
 
+mod activity;
 mod build;
 mod host;
 mod nic;
 mod process;
 mod processor;
 
+pub use activity::{Activity, MemoryCopy};
 pub use build::Build;
 pub use host::Host;
 pub use nic::{NetworkInterface, carrying_interface, congestion_control, interfaces};

@@ -4,6 +4,10 @@
 //! It measures and records; what is printed meanwhile is the observer's business.
 
 mod interference;
+mod repeats;
+
+pub use interference::{check_cores, check_scene};
+pub use repeats::Auto;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,11 +17,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use self::repeats::Rounds;
 use crate::baseline::BaselineFile;
 use crate::check::{self, Tolerance};
-use crate::environment::{process_peak_rss_bytes, reset_peak_rss};
+
+use crate::environment::{Activity, MemoryCopy, process_peak_rss_bytes, reset_peak_rss};
 use crate::link::FitOrigin;
-use crate::metrics::{Arm, Case, Choice, Node, Record, Sample, Status, Transfer};
+use crate::metrics::summary::Derivation;
+use crate::metrics::{Arm, Case, Choice, Look, Node, Record, Sample, Status, Stopped, Transfer};
 use crate::model::engine::Engine;
 use crate::model::kv_cache::{KvDtype, KvLayout};
 use crate::model::kv_int8::WireRows;
@@ -40,6 +47,11 @@ const FIT_MIN_BYTES: u64 = 16 << 20;
 /// passed: a crash costs little, and writing a large record does not become the work.
 const WRITING_SHARE: u32 = 4;
 
+/// Sizes of the copy that the memory's rate is read from: that of the largest cache, since small
+/// ones stay in the processor's caches, but no more than takes a moment.
+const COPY_MIN_BYTES: usize = 64 << 10;
+const COPY_MAX_BYTES: usize = 64 << 20;
+
 /// Whole prompt on one node, chunked on one node, split.
 const INTERFERENCE_ARMS: u64 = 3;
 
@@ -61,8 +73,10 @@ pub struct Plan {
     pub prompts: Vec<Prompt>,
     /// The ways that take turns on each of them.
     pub ways: Vec<Way>,
-    /// Measured rounds a prompt.
+    /// Measured rounds a prompt; with `auto` as many as an interval takes.
     pub repeats: u32,
+    /// Rounds until something is known well enough, instead of a number.
+    pub auto: Option<Auto>,
     /// Rounds before.
     pub warmup: u32,
     /// Seed of the order of ways within a round.
@@ -76,7 +90,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Requests in all.
+    /// Requests in all; with `auto` the fewest.
     pub fn requests(&self) -> u64 {
         let rounds = u64::from(self.repeats) + u64::from(self.warmup);
         let scenes = if self.interference {
@@ -135,76 +149,59 @@ pub struct Experiment<'a> {
     pub path: &'a Path,
     /// A baseline whose samples are the single arm.
     pub stand_in: Option<&'a BaselineFile>,
-    /// Called with the prompt's name before and after every request; must not block.
-    pub observer: &'a dyn Fn(&str, Option<&Sample>),
+    /// Told before and after every request; must not block.
+    pub observer: &'a dyn Fn(Progress),
+}
+
+/// How far the measuring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// A request of this prompt, or a scene of this name, is next.
+    Next(&'a str),
+    /// It is over, well or not.
+    Done,
+}
+
+/// How far a run has come.
+struct Course {
+    random: StdRng,
+    /// Requests so far.
+    order: u32,
+    /// The latest of each length, for `auto`.
+    prefills: Vec<Prefill>,
+    first_failure: Option<anyhow::Error>,
+    /// When the record was last written, and how long that took.
+    written: (Instant, Duration),
 }
 
 impl Experiment<'_> {
     /// Measures the plan. Failed requests become rows and the run goes on; the first failure is
     /// returned at the end, unless the peer cannot be reached any more, which ends it at once.
     pub async fn run(&mut self, plan: &Plan) -> anyhow::Result<()> {
-        let mut random = StdRng::seed_from_u64(plan.seed);
-        let mut first_failure = None;
-        let mut order = 0;
-        // The latest of each length, for `auto`.
-        let mut prefills: Vec<Prefill> = Vec::new();
-        let (mut written, mut last_write) = self.write()?;
+        let mut course = Course {
+            random: StdRng::seed_from_u64(plan.seed),
+            order: 0,
+            prefills: Vec::new(),
+            first_failure: None,
+            written: self.write()?,
+        };
         self.measure_link(plan).await?;
-        // Only now, since the link was measured with memory of its own that is gone again.
+        self.measure_memory(plan);
+        // Only now, since these were measured with memory of their own that is gone again.
         reset_peak_rss();
-        for prompt in &plan.prompts {
-            let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
-            self.record.cases.push(Case {
-                prompt: prompt.name.clone(),
-                prompt_digest: prompt.digest(),
-                prompt_tokens: prompt.tokens.len() as u32,
-                output_tokens: prompt.output_tokens,
-                ignore_eos: prompt.ignore_eos,
-                kv_bytes: (layout.bytes_per_token() * prompt.tokens.len()) as u64,
-                samples: self.stand_in(prompt),
-                check: None,
-                lossy: Vec::new(),
-            });
-            for round in 0..plan.warmup + plan.repeats {
-                let warmup = round < plan.warmup;
-                let mut ways = plan.ways.clone();
-                ways.shuffle(&mut random);
-                for way in ways {
-                    (self.observer)(&prompt.name, None);
-                    let tokens = prompt.tokens.len() as u32;
-                    let choice = self.choose(way, layout, &prefills, tokens);
-                    let outcome = (self.request(way, choice, &plan.request(prompt, way))).await;
-                    let repeat = if warmup { round } else { round - plan.warmup };
-                    let mut sample = sample_of(way, plan, self.streams(), repeat, warmup, order);
-                    sample.choice = choice;
-                    order += 1;
-                    match outcome {
-                        Ok(outcome) => {
-                            if let Some(memory) = outcome.decode_memory {
-                                self.record.decode_memory = Some(memory.into());
-                            }
-                            fill(&mut sample, outcome);
-                            if let Some(prefill) = Prefill::of(&sample, tokens, self.cut(layout)) {
-                                prefills.retain(|p| p.tokens != tokens);
-                                prefills.push(prefill);
-                            }
-                        }
-                        Err(error) => {
-                            sample.error = Some(format!("{error:#}"));
-                            first_failure.get_or_insert(error);
-                        }
-                    }
-                    (self.observer)(&prompt.name, Some(&sample));
-                    self.add(sample);
-                }
-                self.check_case();
-                if written.elapsed() > last_write * WRITING_SHARE {
-                    (written, last_write) = self.write()?;
-                }
-                self.stay_connected().await?;
-            }
-            (written, last_write) = self.write()?;
+        self.look(None, None);
+        let started = Instant::now();
+        for (number, prompt) in plan.prompts.iter().enumerate() {
+            let waiting = plan.prompts.len() - 1 - number;
+            let rounds = Rounds::new(plan.repeats, plan.auto, started, waiting);
+            self.measure_prompt(plan, prompt, rounds, &mut course)
+                .await?;
         }
+        let Course {
+            mut random,
+            mut first_failure,
+            ..
+        } = course;
         if plan.interference
             && let Err(error) = self.measure_interference(plan, &mut random).await
         {
@@ -223,6 +220,123 @@ impl Experiment<'_> {
             Some(error) => Err(error.context("at least one request failed")),
             None => losses,
         }
+    }
+
+    /// All rounds of one prompt.
+    async fn measure_prompt(
+        &mut self,
+        plan: &Plan,
+        prompt: &Prompt,
+        rounds: Rounds,
+        course: &mut Course,
+    ) -> anyhow::Result<()> {
+        let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
+        self.record.cases.push(Case {
+            prompt: prompt.name.clone(),
+            prompt_digest: prompt.digest(),
+            prompt_tokens: prompt.tokens.len() as u32,
+            output_tokens: prompt.output_tokens,
+            ignore_eos: prompt.ignore_eos,
+            kv_bytes: (layout.bytes_per_token() * prompt.tokens.len()) as u64,
+            samples: self.stand_in(prompt),
+            check: None,
+            lossy: Vec::new(),
+            stopped: None,
+        });
+        for round in 0..plan.warmup {
+            self.measure_round(plan, prompt, round, true, course)
+                .await?;
+        }
+        let mut round = 0;
+        let stopped = loop {
+            if let Some(stopped) = self.ended(rounds, round) {
+                break stopped;
+            }
+            self.measure_round(plan, prompt, round, false, course)
+                .await?;
+            round += 1;
+        };
+        if let Some(case) = self.record.cases.last_mut() {
+            case.stopped = stopped;
+        }
+        course.written = self.write()?;
+        Ok(())
+    }
+
+    /// Every way once, in an order by chance.
+    async fn measure_round(
+        &mut self,
+        plan: &Plan,
+        prompt: &Prompt,
+        repeat: u32,
+        warmup: bool,
+        course: &mut Course,
+    ) -> anyhow::Result<()> {
+        let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
+        let tokens = prompt.tokens.len() as u32;
+        let mut ways = plan.ways.clone();
+        ways.shuffle(&mut course.random);
+        for way in ways {
+            (self.observer)(Progress::Next(&prompt.name));
+            let order = course.order;
+            let choice = self.choose(way, layout, &course.prefills, tokens);
+            let outcome = (self.request(way, choice, &plan.request(prompt, way))).await;
+            let mut sample = sample_of(way, plan, self.streams(), repeat, warmup, order);
+            sample.choice = choice;
+            course.order += 1;
+            match outcome {
+                Ok(outcome) => {
+                    self.look(Some(order), outcome.decode_activity);
+                    if let Some(memory) = outcome.decode_memory {
+                        self.record.decode_memory = Some(memory.into());
+                    }
+                    fill(&mut sample, outcome);
+                    if let Some(prefill) = Prefill::of(&sample, tokens, self.cut(layout)) {
+                        course.prefills.retain(|p| p.tokens != tokens);
+                        course.prefills.push(prefill);
+                    }
+                }
+                Err(error) => {
+                    sample.error = Some(format!("{error:#}"));
+                    course.first_failure.get_or_insert(error);
+                }
+            }
+            (self.observer)(Progress::Done);
+            self.add(sample);
+        }
+        self.check_case();
+        let (written, took) = course.written;
+        if written.elapsed() > took * WRITING_SHARE {
+            course.written = self.write()?;
+        }
+        self.stay_connected().await
+    }
+
+    /// Whether the current prompt has had its rounds.
+    fn ended(&self, rounds: Rounds, measured: u32) -> Option<Option<Stopped>> {
+        let case = self.record.cases.last()?;
+        rounds.end(measured, case, &Derivation::of(self.record))
+    }
+
+    /// Notes what both nodes did so far.
+    fn look(&mut self, order: Option<u32>, decode: Option<Activity>) {
+        self.record.observed.looks.push(Look {
+            order,
+            prefill: Activity::now(),
+            decode,
+        });
+    }
+
+    /// On loopback no cache can go faster than memory lets it.
+    fn measure_memory(&mut self, plan: &Plan) {
+        if self.record.link.as_ref().is_none_or(|link| !link.loopback) {
+            return;
+        }
+        let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
+        let longest = plan.prompts.iter().map(|p| p.tokens.len()).max();
+        let bytes = longest.unwrap_or(0) * layout.bytes_per_token();
+        self.record.observed.memory_copy =
+            MemoryCopy::measure(bytes.clamp(COPY_MIN_BYTES, COPY_MAX_BYTES));
     }
 
     /// Records how the run ended and writes the record a last time.
@@ -309,7 +423,7 @@ impl Experiment<'_> {
             if !case.samples.iter().any(|s| landed(&s)) {
                 continue;
             }
-            (self.observer)(&prompt.name, None);
+            (self.observer)(Progress::Next(&prompt.name));
             let way = Way::Split(Transfer::Bulk, WireRows::Int8);
             let lossy = accuracy::lossy(self.node, &plan.request(prompt, way)).await;
             let lossy = lossy
@@ -405,6 +519,7 @@ fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, ord
         transfer,
         choice: None,
         idle_before_ns: None,
+        waiting_ahead: None,
         kv_dtype: plan.kv_dtype.into(),
         wire_dtype: wire_rows.map(|rows| wire_dtype(rows, plan.kv_dtype)),
         streams: transfer.map_or(0, |_| streams),
@@ -424,15 +539,21 @@ fn fill(sample: &mut Sample, outcome: Outcome) {
     sample.wire_payload_bytes = outcome.wire_payload_bytes;
     sample.wire_framing_bytes = outcome.wire_framing_bytes;
     sample.idle_before_ns = outcome.idle_before_ns;
+    sample.waiting_ahead = outcome.waiting_ahead;
     sample.output = Some(outcome.output);
     sample.events = outcome.events;
 }
 
 /// Checks that every prompt and its answer fit the model's context, before anything runs.
 pub fn check_lengths(engine: &Engine, prompts: &[Prompt]) -> anyhow::Result<()> {
-    for prompt in prompts {
-        (engine.check_length(prompt.tokens.len(), prompt.output_tokens as usize))
-            .with_context(|| format!("prompt {}", prompt.name))?;
-    }
-    Ok(())
+    let check = |p: &Prompt| engine.check_length(p.tokens.len(), p.output_tokens as usize);
+    let mut unfit = prompts.iter().filter_map(|p| Some((p, check(p).err()?)));
+    let Some((prompt, error)) = unfit.next() else {
+        return Ok(());
+    };
+    let others = match unfit.count() {
+        0 => String::new(),
+        n => format!(", as {} of {} too", n, prompts.len()),
+    };
+    Err(error).with_context(|| format!("prompt {}{others}", prompt.name))
 }

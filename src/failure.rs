@@ -16,6 +16,8 @@ pub const CONFIGURATION: u8 = 3;
 pub const NETWORK: u8 = 4;
 /// The answers of the arms differ.
 pub const OUTPUTS_DIFFER: u8 = 5;
+/// A change beyond `--fail-on`.
+pub const REGRESSION: u8 = 6;
 /// Ctrl-C; what was measured is kept.
 pub const INTERRUPTED: u8 = 130;
 
@@ -34,6 +36,9 @@ pub enum Failure {
     /// A setting that parses but cannot be used.
     #[error("{0}")]
     Setting(String),
+    /// A change that `--fail-on` does not allow.
+    #[error("{0}")]
+    Regression(String),
     /// The local decode node did not start.
     #[error("{0}")]
     LocalPeer(String),
@@ -46,6 +51,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             return Some(match failure {
                 Failure::OutputsDiffer => OUTPUTS_DIFFER,
                 Failure::Interrupted => INTERRUPTED,
+                Failure::Regression(_) => REGRESSION,
                 Failure::Setting(_) => CONFIGURATION,
                 Failure::LocalPeer(_) => NETWORK,
             });

@@ -15,7 +15,8 @@
 //! # Modules
 //!
 //! - [`cli`], [`config`]: what can be said, and what it amounts to with its origins.
-//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`terminal`] serve them.
+//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`] serve
+//!   them.
 //! - [`workload`]: where prompts come from.
 //! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
 //! - [`wire`]: frames, messages, handshake, sockets.
@@ -25,6 +26,7 @@
 //! - [`metrics`]: the record and what derives from it. [`stats`]: statistics.
 //! - [`link`]: what a sweep over the link says about it.
 //! - [`environment`]: where it ran.
+//! - [`alarms`]: what makes the figures doubtful. [`compare`]: two runs of one experiment.
 //! - [`projection`]: the same request on other links. [`verdict`], [`report`]: what it means, in
 //!   a line, in tables, in charts.
 //! - [`failure`]: exit codes.
@@ -42,11 +44,14 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod alarms;
 pub mod baseline;
 pub mod check;
 pub mod cli;
 pub mod cmd;
+pub mod compare;
 pub mod config;
+pub mod cores;
 pub mod environment;
 pub mod experiment;
 pub mod failure;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
+use crate::cores::CoreList;
 use crate::failure::Failure;
 use crate::model::weights::WeightsFormat;
 
@@ -35,15 +36,20 @@ pub struct LocalPeer {
 }
 
 impl LocalPeer {
-    /// Starts the child; it loads its model while this process goes on.
+    /// Starts the child; it loads its model while this process goes on. Without `cores` it runs on
+    /// those of this process.
     pub fn start(
         model: &Path,
         weights: Option<WeightsFormat>,
         threads: usize,
+        cores: Option<&CoreList>,
         congestion_control: Option<&str>,
     ) -> Result<Self, Failure> {
         let mut arguments = vec![OsString::from("--model"), model.into()];
         arguments.extend(["--threads".into(), threads.to_string().into()]);
+        if let Some(cores) = cores {
+            arguments.extend(["--cores".into(), cores.to_string().into()]);
+        }
         if let Some(weights) = weights.and_then(|w| w.to_possible_value()) {
             arguments.extend(["--weights".into(), weights.get_name().into()]);
         }

@@ -4,13 +4,18 @@
 //! after every case; reporting only reads it. Times are integers in ns on the clock of one node,
 //! sizes integers in bytes; every other number is derived in [`figures`], on read.
 
+pub mod changes;
 pub mod clock;
 pub mod figures;
 pub mod interference;
 mod lossy;
+mod observed;
+mod stopped;
 pub mod summary;
 
 pub use lossy::Lossy;
+pub use observed::{Look, Observed, OtherLoad};
+pub use stopped::{Stopped, StoppedBy, width_pct};
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +51,10 @@ pub struct Record {
     /// Resident memory of the decode node; null where there is none or it served no request.
     #[serde(default)]
     pub decode_memory: Option<Memory>,
+    /// blake3 over all prompts and their settings (32 hex digits); null in records from before it
+    /// was taken.
+    #[serde(default)]
+    pub prompt_set_digest: Option<String>,
     /// The earlier baseline that this run is compared with; null where there is none.
     pub baseline: Option<BaselineUse>,
     /// One entry a prompt.
@@ -53,6 +62,9 @@ pub struct Record {
     /// A running sequence while another prompt is prefilled; null where it was not asked for.
     #[serde(default)]
     pub interference: Option<interference::Interference>,
+    /// What was going on around the requests.
+    #[serde(default)]
+    pub observed: Observed,
 }
 
 /// Resident memory of a process; null where the system does not tell.
@@ -202,6 +214,10 @@ pub struct ModelRecord {
     pub head_dim: u32,
     /// Bytes of KV cache that one token takes in the run's KV dtype.
     pub kv_bytes_per_token: u64,
+    /// Weights of the layers' matrices: twice as many operations for a token of a prompt. Null in
+    /// records from before they were counted.
+    #[serde(default)]
+    pub layer_weights: Option<u64>,
     /// Time from opening the file to being ready.
     pub load_ns: u64,
 }
@@ -263,6 +279,9 @@ pub struct Case {
     /// What lossy wire formats cost the answer, one entry a format that was measured.
     #[serde(default)]
     pub lossy: Vec<Lossy>,
+    /// What ended `--repeats auto`; null where a number was given.
+    #[serde(default)]
+    pub stopped: Option<Stopped>,
 }
 
 /// One way of running a request.
@@ -349,6 +368,10 @@ pub struct Sample {
     /// first piece; null where it was their first, and where no cache was sent.
     #[serde(default)]
     pub idle_before_ns: Option<u64>,
+    /// Requests that the decode node had before this one when it admitted it; null where it took
+    /// no part.
+    #[serde(default)]
+    pub waiting_ahead: Option<u32>,
     /// Prefill chunk; null for the whole prompt at once.
     pub chunk_tokens: Option<u32>,
     /// Not part of any figure.
@@ -370,6 +393,11 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// Whether it enters figures: no warm-up and no failure.
+    pub fn is_measured(&self) -> bool {
+        !self.warmup && self.error.is_none()
+    }
+
     /// Whether decode started from another cache than prefill left.
     pub fn is_lossy(&self) -> bool {
         self.wire_dtype.is_some_and(WireDtype::is_lossy)
@@ -566,9 +594,11 @@ impl Record {
             .min()
     }
 
-    /// Whether any case failed its check.
+    /// Whether any case or the interference failed its check.
     pub fn check_failed(&self) -> bool {
-        (self.cases.iter()).any(|c| c.check.as_ref().is_some_and(|check| !check.passed()))
+        let case_failed = |c: &Case| c.check.as_ref().is_some_and(|check| !check.passed());
+        self.cases.iter().any(case_failed)
+            || self.interference.as_ref().is_some_and(|i| !i.passed())
     }
 }
 

@@ -2,16 +2,18 @@
 //! model, prompts, and an empty record.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::cli::{ModelArgs, PromptArgs, RequestArgs, RunArgs, TokenArgs};
+use crate::cli::{ModelArgs, PromptArgs, Repeats, RequestArgs, RunArgs, TokenArgs};
+use crate::cores::{self, CoreList};
 use crate::environment::{self, Environment, process_rss_bytes};
-use crate::experiment::{Plan, Way, now};
+use crate::experiment::{Auto, Plan, Way, now};
 use crate::failure::Failure;
 use crate::metrics::{
-    Environments, Memory, ModelRecord, Record, RunInfo, SCHEMA_VERSION, Setting, Status,
+    Environments, Memory, ModelRecord, Observed, Record, RunInfo, SCHEMA_VERSION, Setting, Status,
 };
 use crate::model::cache_pool::CachePool;
 use crate::model::engine::Engine;
@@ -21,14 +23,20 @@ use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
 use crate::terminal::Terminal;
 use crate::wire::{Source, Token};
-use crate::workload::{self, PlainText, Prompt};
+use crate::workload::{self, PlainText, Prompt, Turn};
 
-/// Compute threads: the flag, else what the user told the compute libraries, else all cores that
-/// this process may use.
-pub fn threads(flag: Option<u16>) -> usize {
+/// Compute threads: the flag, else as many as the cores that were given, else what the user told
+/// the compute libraries, else all cores that this process may use.
+pub fn threads(flag: Option<u16>, cores: Option<&CoreList>) -> usize {
+    let given = flag.map(usize::from).or(cores.map(CoreList::len));
     let variable = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    (flag.map(usize::from).or_else(variable).filter(|n| *n > 0)).unwrap_or_else(cores)
+    let usable = || std::thread::available_parallelism().map_or(1, usize::from);
+    (given.or_else(variable).filter(|n| *n > 0)).unwrap_or_else(usable)
+}
+
+/// Keeps this process on the cores that `--cores` gives; to be called before any thread exists.
+pub fn pin(cores: &CoreList) -> Result<(), Failure> {
+    cores::pin(cores).map_err(|why| Failure::Setting(format!("--cores {cores}: {why}")))
 }
 
 /// Creates the output folder before any work is done, so that a wrong path costs nothing.
@@ -126,9 +134,21 @@ pub fn prompts(
             (None, []) => workload::built_in(),
             (None, texts) => workload::from_flags(texts)?,
         };
-        let render = |text: &str| match args.raw {
-            true => Ok(text.to_string()),
-            false => tokenizer.chat(&[("user", text)]),
+        let render = |turns: &[Turn]| match (args.raw, turns) {
+            (true, [only]) => Ok(only.text.clone()),
+            (true, _) => Err(format!(
+                "a conversation of {} turns needs it: leave out --raw",
+                turns.len()
+            )
+            .into()),
+            (false, _) => {
+                let messages: Vec<_> = (turns.iter())
+                    .map(|turn| (turn.role.name(), turn.text.as_str()))
+                    .collect();
+                tokenizer
+                    .chat(&messages)
+                    .map_err(Box::<dyn Error + Send + Sync>::from)
+            }
         };
         workload::tokenize(texts, args.output_tokens, render, encode)?
     } else {
@@ -154,7 +174,11 @@ pub fn plan(prompts: Vec<Prompt>, ways: Vec<Way>, request: &RequestArgs, run: &R
     Plan {
         prompts,
         ways,
-        repeats: run.repeats,
+        repeats: run.repeats.at_least(),
+        auto: (run.repeats == Repeats::Auto).then_some(Auto {
+            ci_width_pct: run.ci_width,
+            time_budget: run.time_budget,
+        }),
         warmup: run.warmup,
         seed: run.seed,
         kv_dtype: request.kv_dtype,
@@ -205,6 +229,7 @@ pub fn record(
             n_kv_heads: shape.n_kv_heads as u32,
             head_dim: shape.head_dim as u32,
             kv_bytes_per_token: shape.kv_layout(request.kv_dtype).bytes_per_token() as u64,
+            layer_weights: Some(shape.layer_weights()),
             load_ns: loaded.load_ns,
         },
         link: None,
@@ -214,9 +239,11 @@ pub fn record(
             cache_bytes: 0,
         },
         decode_memory: None,
+        prompt_set_digest: None,
         baseline: None,
         cases: Vec::new(),
         interference: None,
+        observed: Observed::default(),
     }
 }
 

@@ -1,9 +1,11 @@
 //! What people see of a run: tables, charts and the report folder, each a pure function of the
 //! record. Nothing here measures, and `run.json` itself is the record's to write.
 
+pub mod changes;
 pub mod charts;
 #[cfg(test)]
 pub mod fixture;
+mod interference;
 mod lossy;
 mod markdown;
 pub mod number;

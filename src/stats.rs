@@ -1,9 +1,43 @@
-//! Statistics over raw samples.
+//! Statistics over raw samples: pure functions, no clock, no file, no chance but a seeded one.
+//!
+//! `interval` says how sure a median is, `shift` how far two sets of samples lie apart and whether
+//! that may be chance, `change` compares two arms, `normal` is the distribution behind them.
+//! METHODOLOGY.md has the rules.
+
+mod change;
+mod interval;
+mod normal;
+mod shift;
+#[cfg(test)]
+mod tests;
+
+pub use change::{Change, Estimate};
+pub use interval::median_interval;
+pub use shift::Shift;
 
 use serde::{Deserialize, Serialize};
 
+/// Error that is allowed: intervals cover 95%, and a p above it is called chance.
+pub const ALPHA: f64 = 0.05;
+
+/// Seed of figures that belong to no run with a seed of its own; `--seed` has the same default.
+pub const DEFAULT_SEED: u64 = 1;
+
 /// Samples below which a 95th percentile would be a guess.
 const P95_MIN_SAMPLES: usize = 20;
+
+/// Samples below which a 99th percentile would be a guess.
+const P99_MIN_SAMPLES: usize = 100;
+
+/// Samples below which nothing is called an outlier: there is no bulk that it could lie outside of.
+const OUTLIERS_MIN_SAMPLES: usize = 5;
+
+/// Distance from the median, in standard deviations as the median absolute deviation estimates
+/// them, from which a sample is an outlier (Iglewicz and Hoaglin, 1993).
+const OUTLIER_DEVIATIONS: f64 = 3.5;
+
+/// Standard deviations of a normal distribution in its median absolute deviation: 1 / Φ⁻¹(3/4).
+const DEVIATIONS_IN_MAD: f64 = 1.482_602_218_505_602;
 
 /// One quantity over the samples of an arm, in the unit of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,20 +52,47 @@ pub struct Figure {
     pub n: usize,
     /// 95th percentile; null below 20 samples.
     pub p95: Option<f64>,
+    /// 99th percentile; null below 100 samples.
+    #[serde(default)]
+    pub p99: Option<f64>,
+    /// Lower end of the median's 95% interval; null below 5 samples.
+    #[serde(default)]
+    pub ci_low: Option<f64>,
+    /// Upper end of it.
+    #[serde(default)]
+    pub ci_high: Option<f64>,
+    /// Samples that lie far outside the others; they are in all of the above.
+    #[serde(default)]
+    pub outliers: usize,
 }
 
 impl Figure {
-    /// `None` without samples.
+    /// Of samples that belong to no seeded run; `None` without samples.
     pub fn of(samples: &[f64]) -> Option<Self> {
-        let mut sorted = samples.to_vec();
-        sorted.sort_by(f64::total_cmp);
+        Self::seeded(samples, DEFAULT_SEED)
+    }
+
+    /// Of a run's samples; its seed is that of the interval's resamples. `None` without samples.
+    pub fn seeded(samples: &[f64], seed: u64) -> Option<Self> {
+        let sorted = sorted(samples);
+        let n = sorted.len();
+        let interval = median_interval(&sorted, seed);
         Some(Self {
             median: percentile(&sorted, 0.5)?,
             min: *sorted.first()?,
             max: *sorted.last()?,
-            n: sorted.len(),
-            p95: percentile(&sorted, 0.95).filter(|_| sorted.len() >= P95_MIN_SAMPLES),
+            n,
+            p95: percentile(&sorted, 0.95).filter(|_| n >= P95_MIN_SAMPLES),
+            p99: percentile(&sorted, 0.99).filter(|_| n >= P99_MIN_SAMPLES),
+            ci_low: interval.map(|(low, _)| low),
+            ci_high: interval.map(|(_, high)| high),
+            outliers: outliers(samples).into_iter().filter(|is| *is).count(),
         })
+    }
+
+    /// Both ends of the median's interval.
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        self.ci_low.zip(self.ci_high)
     }
 }
 
@@ -43,24 +104,21 @@ pub fn percentile(sorted: &[f64], p: f64) -> Option<f64> {
     Some(sorted[low] + (sorted[high] - sorted[low]) * (rank - low as f64))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// For each sample, whether it is an outlier: further from the median than 3.5 standard
+/// deviations, estimated from the median absolute deviation, which outliers do not move.
+pub fn outliers(samples: &[f64]) -> Vec<bool> {
+    let centre = percentile(&sorted(samples), 0.5).unwrap_or(0.0);
+    let deviations: Vec<f64> = samples.iter().map(|x| (x - centre).abs()).collect();
+    let mad = percentile(&sorted(&deviations), 0.5).unwrap_or(0.0);
+    let limit = OUTLIER_DEVIATIONS * DEVIATIONS_IN_MAD * mad;
+    let is_judged = samples.len() >= OUTLIERS_MIN_SAMPLES;
+    (deviations.into_iter())
+        .map(|deviation| is_judged && mad > 0.0 && deviation > limit)
+        .collect()
+}
 
-    #[test]
-    fn percentiles_are_type_7() {
-        // R: quantile(c(1, 2, 4, 8), c(0.25, 0.5, 0.95), type = 7)
-        let x = [1.0, 2.0, 4.0, 8.0];
-        assert_eq!(percentile(&x, 0.25), Some(1.75));
-        assert_eq!(percentile(&x, 0.5), Some(3.0));
-        assert!((percentile(&x, 0.95).unwrap() - 7.4).abs() < 1e-12);
-        assert_eq!(percentile(&[], 0.5), None);
-    }
-
-    #[test]
-    fn p95_needs_twenty_samples() {
-        assert_eq!(Figure::of(&[1.0; 19]).unwrap().p95, None);
-        assert_eq!(Figure::of(&[1.0; 20]).unwrap().p95, Some(1.0));
-        assert_eq!(Figure::of(&[]), None);
-    }
+fn sorted(samples: &[f64]) -> Vec<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
 }

@@ -102,6 +102,10 @@ impl Task {
     /// One more step is done.
     pub fn step(&self) {
         self.bar.inc(1);
+        // How many steps there are is not always known before.
+        let done = self.bar.position();
+        self.bar
+            .update(|state| state.set_len(state.len().unwrap_or(0).max(done)));
     }
 
     /// `done` of `total` layers are done.

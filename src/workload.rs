@@ -6,15 +6,16 @@
 
 mod error;
 mod grid;
-mod jsonl;
+mod item;
+mod reading;
 
 use std::error::Error;
 
-pub use error::{LineProblem, WorkloadError};
+pub use error::{Place, Problem, WorkloadError};
 pub use grid::{MAX_PROMPT_TOKENS, grid, parse_length};
-pub use jsonl::{
-    MAX_LINE_BYTES, MAX_NAME_CHARS, MAX_OUTPUT_TOKENS, MAX_PROMPTS, MAX_SOURCE_BYTES, PlainText,
-    read_path, read_prompts,
+pub use item::{MAX_NAME_CHARS, MAX_OUTPUT_TOKENS};
+pub use reading::{
+    MAX_ITEM_BYTES, MAX_PROMPTS, MAX_SOURCE_BYTES, PlainText, read_path, read_prompts,
 };
 
 /// English prose in the public domain (about 6,000 tokens, one paragraph a line): the Gettysburg
@@ -45,8 +46,6 @@ pub struct Prompt {
     pub output_tokens: u32,
     /// Whether generation goes on after an end-of-sequence token, so that lengths are exact.
     pub ignore_eos: bool,
-    /// What the user wrote, before the chat template; `None` in a grid.
-    pub text: Option<String>,
 }
 
 impl Prompt {
@@ -57,15 +56,71 @@ impl Prompt {
     }
 }
 
+/// The first 32 hex digits of blake3 over all that makes a set of prompts what it is: of each its
+/// number of tokens, their ids, the output tokens and whether it ignores the end of sequence.
+pub fn set_digest(prompts: &[Prompt]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for prompt in prompts {
+        hasher.update(&(prompt.tokens.len() as u64).to_le_bytes());
+        for id in &prompt.tokens {
+            hasher.update(&id.to_le_bytes());
+        }
+        hasher.update(&prompt.output_tokens.to_le_bytes());
+        hasher.update(&[prompt.ignore_eos.into()]);
+    }
+    hasher.finalize().to_hex()[..32].to_string()
+}
+
 /// One prompt as the user wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptText {
     /// Names its case.
     pub name: String,
-    /// The user's message; never blank.
-    pub text: String,
+    /// The conversation; the last turn is the user's and not blank.
+    pub turns: Vec<Turn>,
     /// Tokens to generate, at most; `None` leaves it to the run's setting.
     pub output_tokens: Option<u32>,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Whose it is.
+    pub role: Role,
+    /// What was said.
+    pub text: String,
+}
+
+impl Turn {
+    /// A turn of the user.
+    pub fn of_user(text: impl Into<String>) -> Self {
+        Self {
+            role: Role::User,
+            text: text.into(),
+        }
+    }
+}
+
+/// Who speaks in a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Sets the scene.
+    System,
+    /// Asks.
+    User,
+    /// Answers.
+    Assistant,
+}
+
+impl Role {
+    /// As chat templates call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
 }
 
 /// The prompts of a run that names none, shortest first: about 40, 360, 730 and 1,470 tokens with
@@ -73,7 +128,7 @@ pub struct PromptText {
 pub fn built_in() -> Vec<PromptText> {
     let text = |name: &str, text: String| PromptText {
         name: name.into(),
-        text,
+        turns: vec![Turn::of_user(text)],
         output_tokens: None,
     };
     let passages = PASSAGES.iter().map(|(name, start, bytes)| {
@@ -95,19 +150,19 @@ pub fn from_flags(texts: &[String]) -> Result<Vec<PromptText>, WorkloadError> {
             true => Err(WorkloadError::BlankFlag { position }),
             false => Ok(PromptText {
                 name: format!("prompt-{position}"),
-                text: text.clone(),
+                turns: vec![Turn::of_user(text)],
                 output_tokens: None,
             }),
         })
         .collect()
 }
 
-/// Renders each text with the chat template and encodes it; a text without a length of its own
+/// Renders each conversation with the chat template and encodes it; one without a length of its own
 /// gets `output_tokens`. The first failure is returned with the name of its prompt.
 pub fn tokenize<R, E>(
     texts: Vec<PromptText>,
     output_tokens: u32,
-    render: impl Fn(&str) -> Result<String, R>,
+    render: impl Fn(&[Turn]) -> Result<String, R>,
     encode: impl Fn(&str) -> Result<Vec<u32>, E>,
 ) -> Result<Vec<Prompt>, WorkloadError>
 where
@@ -118,10 +173,10 @@ where
         .map(
             |PromptText {
                  name,
-                 text,
+                 turns,
                  output_tokens: own,
              }| {
-                let rendered = render(&text)
+                let rendered = render(&turns)
                     .map_err(|e| WorkloadError::ChatTemplate(name.clone(), e.into()))?;
                 let tokens =
                     encode(&rendered).map_err(|e| WorkloadError::Encode(name.clone(), e.into()))?;
@@ -133,7 +188,6 @@ where
                     tokens,
                     output_tokens: own.unwrap_or(output_tokens),
                     ignore_eos: false,
-                    text: Some(text),
                 })
             },
         )
@@ -168,7 +222,6 @@ mod tests {
             tokens: tokens.to_vec(),
             output_tokens: 1,
             ignore_eos: false,
-            text: None,
         }
     }
 
@@ -176,8 +229,11 @@ mod tests {
         Ok(text.bytes().map(u32::from).collect())
     }
 
-    fn chat(text: &str) -> Result<String, Infallible> {
-        Ok(format!("<user>{text}<assistant>"))
+    fn chat(turns: &[Turn]) -> Result<String, Infallible> {
+        let turns = turns
+            .iter()
+            .map(|t| format!("<{}>{}", t.role.name(), t.text));
+        Ok(turns.collect::<String>() + "<assistant>")
     }
 
     #[test]
@@ -207,6 +263,34 @@ mod tests {
     }
 
     #[test]
+    fn the_digest_of_a_set_depends_on_all_that_runs_and_on_no_name() {
+        let base = [prompt(&[1, 2]), prompt(&[3])];
+        let digest = set_digest(&base);
+        assert_eq!(digest.len(), 32);
+        let changed = |change: fn(&mut Vec<Prompt>)| {
+            let mut set = base.to_vec();
+            change(&mut set);
+            set_digest(&set)
+        };
+        assert_eq!(changed(|set| set[0].name = "q".into()), digest);
+        let changes: [fn(&mut Vec<Prompt>); 6] = [
+            |set| set.swap(0, 1),
+            |set| set.truncate(1),
+            |set| set[1].tokens[0] = 4,
+            |set| {
+                // The same ids in a row, cut elsewhere.
+                set[0].tokens.truncate(1);
+                set[1].tokens.insert(0, 2);
+            },
+            |set| set[1].output_tokens = 2,
+            |set| set[1].ignore_eos = true,
+        ];
+        let digests: std::collections::HashSet<String> = changes.map(changed).into_iter().collect();
+        assert_eq!(digests.len(), 6);
+        assert!(!digests.contains(&digest));
+    }
+
+    #[test]
     fn shipped_text_is_ascii_prose_of_the_promised_size() {
         assert!(PUBLIC_DOMAIN.is_ascii());
         assert!(
@@ -225,9 +309,11 @@ mod tests {
             names,
             ["kubernetes", "gettysburg", "constitution", "declaration"]
         );
-        assert_eq!(prompts[0].text, NOTEBOOK_PROMPT);
+        let text = |prompt: &PromptText| prompt.turns[0].text.clone();
+        assert_eq!(text(&prompts[0]), NOTEBOOK_PROMPT);
         for (prompt, (_, start, bytes)) in prompts[1..].iter().zip(PASSAGES) {
-            let (question, passage) = prompt.text.split_once("\n\n").unwrap();
+            let prompt = text(prompt);
+            let (question, passage) = prompt.split_once("\n\n").unwrap();
             assert_eq!(question, "Summarise the following text in three sentences:");
             assert!(
                 passage.starts_with(start) && passage.ends_with('.'),
@@ -242,7 +328,7 @@ mod tests {
         assert!(
             prompts
                 .iter()
-                .is_sorted_by(|a, b| a.text.len() < b.text.len())
+                .is_sorted_by(|a, b| text(a).len() < text(b).len())
         );
     }
 
@@ -250,12 +336,12 @@ mod tests {
     fn flags_are_numbered_and_a_blank_one_is_refused() {
         let texts = from_flags(&["one".into(), " two ".into()]).unwrap();
         assert_eq!(
-            (texts[0].name.as_str(), texts[0].text.as_str()),
-            ("prompt-1", "one")
+            (texts[0].name.as_str(), &texts[0].turns[..]),
+            ("prompt-1", &[Turn::of_user("one")][..])
         );
         assert_eq!(
-            (texts[1].name.as_str(), texts[1].text.as_str()),
-            ("prompt-2", " two ")
+            (texts[1].name.as_str(), &texts[1].turns[..]),
+            ("prompt-2", &[Turn::of_user(" two ")][..])
         );
         let error = from_flags(&["one".into(), " \n".into()]).unwrap_err();
         assert!(
@@ -269,7 +355,7 @@ mod tests {
     fn tokenize_renders_then_encodes_and_fills_in_the_length() {
         let own = PromptText {
             name: "a".into(),
-            text: "hi".into(),
+            turns: vec![Turn::of_user("hi")],
             output_tokens: Some(7),
         };
         let default = PromptText {
@@ -279,7 +365,6 @@ mod tests {
         };
         let prompts = tokenize(vec![own, default], 50, chat, bytes_of).unwrap();
         assert_eq!(prompts[0].tokens, bytes_of("<user>hi<assistant>").unwrap());
-        assert_eq!(prompts[0].text.as_deref(), Some("hi"));
         assert!(!prompts[0].ignore_eos);
         assert_eq!(
             [prompts[0].output_tokens, prompts[1].output_tokens],
@@ -289,8 +374,8 @@ mod tests {
 
     #[test]
     fn tokenize_names_the_prompt_that_failed() {
-        let bare = |text: &str| Ok::<_, Infallible>(text.to_string());
-        let fail = |_: &str| Err::<String, _>("no such role");
+        let bare = |turns: &[Turn]| Ok::<_, Infallible>(turns[0].text.clone());
+        let fail = |_: &[Turn]| Err::<String, _>("no such role");
         let error = tokenize(built_in(), 1, fail, bytes_of).unwrap_err();
         assert!(matches!(&error, WorkloadError::ChatTemplate(name, _) if name == "kubernetes"));
         assert_eq!(error.source().unwrap().to_string(), "no such role");

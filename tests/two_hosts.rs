@@ -80,6 +80,23 @@ impl TwoHosts {
         Ok(hosts)
     }
 
+    /// Two hosts with a cable that silently drops packets above a size on their way to the decode
+    /// node, which promised to take larger ones: a smaller MTU on the way of which nobody tells.
+    fn join_dropping_above(mtu_bytes: u64) -> Result<Self, String> {
+        let hosts = Self::join("m")?;
+        let id = std::process::id();
+        let (near, far) = (format!("vp{id}"), format!("vd{id}"));
+        let mtu = mtu_bytes.to_string();
+        ip(&["-n", &hosts.decode, "link", "set", &far, "mtu", &mtu])?;
+        let route = ["route", "replace", "10.99.0.0/24", "dev", &far];
+        let in_decode = ["-n", &hosts.decode];
+        ip(&[&in_decode[..], &route, &["advmss", "8960"]].concat())?;
+        // The pair hands whole bundles of segments over, however large.
+        let in_prefill = ["-n", &hosts.prefill, "link", "set", &near];
+        ip(&[&in_prefill[..], &["gso_max_segs", "1"]].concat())?;
+        Ok(hosts)
+    }
+
     /// Two hosts without a cable, for the TUN bridge to join.
     fn apart() -> Result<Self, String> {
         let hosts = Self::named("a");
@@ -147,7 +164,10 @@ fn ip(arguments: &[&str]) -> Result<(), String> {
 
 /// The program on the tiny model, inside one of the namespaces.
 fn inside(host: &str, place: &Workplace, arguments: &[&str]) -> Command {
-    let outside = place.on_model(arguments);
+    moved_inside(host, place.on_model(arguments))
+}
+
+fn moved_inside(host: &str, outside: Command) -> Command {
     let mut command = Command::new("ip");
     command
         .args(["netns", "exec", host])
@@ -320,6 +340,29 @@ fn a_shaped_link_is_seen_as_it_is_and_never_faster() {
             assert_eq!((auto.bulk, auto.layered), (0, 3), "{gbps} Gbit/s");
         }
     }
+}
+
+#[test]
+fn a_path_that_loses_full_segments_is_named_not_waited_for() {
+    // The handshake's messages are smaller, a segment at this MTU is 8,948 bytes.
+    let hosts = match TwoHosts::join_dropping_above(7_000) {
+        Ok(hosts) => hosts,
+        Err(why) => return skipped("a path that loses full segments", &why),
+    };
+    let place = Workplace::new();
+    let listen = format!("{DECODE_ADDRESS}:5557");
+    let serve = [
+        "serve-decode",
+        "--link-only",
+        "--insecure",
+        "--listen",
+        &listen,
+    ];
+    let node = DecodeNode::start(moved_inside(&hosts.decode, place.command(&serve)));
+    let link = ["link", "--insecure", "--peer", &listen, "--sizes", "1MiB"];
+    let ended = Ended::of(moved_inside(&hosts.prefill, place.command(&link)));
+    ended.fails(4, &["the handshake got through", "8948 bytes", "MTU"]);
+    node.stop();
 }
 
 #[test]

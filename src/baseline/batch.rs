@@ -96,7 +96,6 @@ mod tests {
             tokens: vec![1],
             output_tokens: 4,
             ignore_eos: true,
-            text: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! `serve-decode`: the decode node, until Ctrl-C.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,6 +64,7 @@ pub fn run(
         congestion_control: args.socket.congestion_control.clone(),
         corrupt_layer: args.corrupt_layer,
         sessions: Sessions::default(),
+        admitted: AtomicU64::new(0),
         observer: Box::new(move |served| {
             if !quiet {
                 // A closed stdout must not stop a server.

@@ -5,8 +5,9 @@ use std::net::ToSocketAddrs;
 
 use crate::baseline::{self, Config};
 use crate::cli::{LinkArgs, SocketArgs, SplitArgs, TokenArgs};
+use crate::cores;
 use crate::environment::{Environment, carrying_interface, same_bits_expected};
-use crate::experiment::{Remote, Way};
+use crate::experiment::{Remote, Way, check_cores, check_scene};
 use crate::failure::Failure;
 use crate::link::KeptFit;
 use crate::local_peer::LocalPeer;
@@ -14,6 +15,7 @@ use crate::metrics::{LinkRecord, Record, Setting};
 use crate::node;
 use crate::node::prefill::{Connection, Peer};
 use crate::preparation::{self, RUN_FILE};
+use crate::report::number::count;
 use crate::terminal::Terminal;
 use crate::wire::message::Introduction;
 use crate::wire::socket;
@@ -28,22 +30,35 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let folder = preparation::output_folder(args.run.out.as_deref(), "split")?;
     let kept_fit = kept_fit(&args.link)?;
+    let decode_cores = args.decode_cores.as_ref();
+    if let Some(cores) = decode_cores {
+        let refused = |why| Failure::Setting(format!("--decode-cores {cores}: {why}"));
+        cores::check(cores).map_err(refused)?;
+    }
     let peer = (args.peer.as_deref())
         .map(|address| remote_peer(address, &args.link))
         .transpose()?;
     let file = preparation::model_file(&args.model, terminal)?;
     let congestion = args.link.socket.congestion_control.as_deref();
+    let decode_threads = match decode_cores {
+        Some(cores) => preparation::threads(args.model.threads, Some(cores)),
+        None => threads,
+    };
     let mut local = match &peer {
         Some(_) => None,
         None => Some(LocalPeer::start(
             &file.path,
             args.model.weights,
-            threads,
+            decode_threads,
+            decode_cores,
             congestion,
         )?),
     };
     let loaded = preparation::load(&file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Refused, &loaded.engine)?;
+    if args.interference {
+        check_scene(&loaded.engine, &prompts)?;
+    }
     let environment = Environment::capture(threads);
     let introduction = node::introduction(&loaded.engine, &environment)?;
     let node = preparation::prefill_node(&loaded, &environment)?;
@@ -79,18 +94,65 @@ pub fn run(
             (None, None) => unreachable!("without a peer a local one was started"),
         };
         let remote = connect(&peer, &introduction, kept_fit, &mut record).await?;
+        if args.interference {
+            check_cores(&record)?;
+        }
         let mut ways = split_ways(&args.link);
         if stand_in.is_none() {
             ways.push(Way::SingleHere);
             ways.extend(unlike(&record).then_some(Way::SingleThere));
         }
-        let plan = preparation::plan(prompts, ways, &args.request, &args.run);
+        let mut plan = preparation::plan(prompts, ways, &args.request, &args.run);
+        plan.interference = args.interference;
         let remote = Some(remote);
         super::measure(&plan, &node, remote, stand_in, &mut record, &path, terminal).await
     });
     // The decode node ends before the results are shown.
     drop(local);
     super::conclude(&record, &folder, &args.run.output, outcome, terminal)
+}
+
+/// Gives both nodes cores of their own where the interference between them is to be measured on
+/// this machine alone; to be called before this process is pinned.
+pub fn share_out_cores(args: &mut SplitArgs) -> Result<(), Failure> {
+    if !args.interference || args.peer.is_some() {
+        return Ok(());
+    }
+    let refuse = |why: String| Err(Failure::Setting(format!("--interference: {why}")));
+    match (&args.model.cores, &args.decode_cores) {
+        (Some(ours), Some(theirs)) => {
+            let shared = ours.shared_with(theirs);
+            if !shared.is_empty() {
+                return refuse(format!(
+                    "--cores and --decode-cores share {shared}: each node needs cores of its own"
+                ));
+            }
+            if ours.len() != theirs.len() {
+                return refuse(format!(
+                    "--cores has {} and --decode-cores {}: both nodes need as many",
+                    count(ours.len(), "core"),
+                    theirs.len()
+                ));
+            }
+        }
+        (None, None) => {
+            let Some((ours, theirs)) = cores::current().and_then(|all| all.halves()) else {
+                return refuse(
+                    "one machine needs two cores for it, one for each node: give --peer HOST:PORT \
+                     of a second machine"
+                        .into(),
+                );
+            };
+            (args.model.cores, args.decode_cores) = (Some(ours), Some(theirs));
+        }
+        _ => {
+            return refuse(
+                "give both --cores and --decode-cores, or neither for half of the cores each"
+                    .into(),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The fit of an earlier sweep, where the user names its file.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, RefreshKind, System};
 
 use super::kernel_text;
+use crate::cores::{self, CoreList};
 
 /// The processor of a node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct Processor {
     pub logical_cores: usize,
     /// Cores that affinity and control group leave to this process.
     pub usable_cores: usize,
+    /// Their numbers; null where the system does not tell and in records from before it was asked.
+    #[serde(default)]
+    pub cores: Option<CoreList>,
     /// Frequency governor of the first core.
     pub governor: Option<String>,
     /// Frequency of the first core when the run started.
@@ -34,12 +38,12 @@ impl Processor {
     pub fn capture() -> Self {
         let cores_only = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
         let system = System::new_with_specifics(cores_only).ok();
-        let cores = system.as_ref().map_or(&[][..], System::cpus);
+        let all = system.as_ref().map_or(&[][..], System::cpus);
         let usable_cores = thread::available_parallelism().map_or(1, usize::from);
         let features = detected_features();
         let first_core = Path::new("/sys/devices/system/cpu/cpu0/cpufreq");
         Self {
-            model: cores
+            model: all
                 .first()
                 .map(|cpu| cpu.brand().trim().to_owned())
                 .filter(|model| !model.is_empty()),
@@ -47,8 +51,9 @@ impl Processor {
             instruction_set: instruction_set(std::env::consts::ARCH, &features),
             features: features.into_iter().map(str::to_owned).collect(),
             physical_cores: System::physical_core_count().ok(),
-            logical_cores: cores.len().max(usable_cores),
+            logical_cores: all.len().max(usable_cores),
             usable_cores,
+            cores: cores::current(),
             governor: kernel_text(first_core.join("scaling_governor")),
             start_mhz: start_mhz(first_core),
             load_average: System::load_average()

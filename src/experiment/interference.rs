@@ -5,12 +5,16 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::{Experiment, Plan, Way};
+use super::{Experiment, Plan, Progress, Way};
+use crate::check;
+use crate::failure::Failure;
 use crate::metrics::figures::Figures;
 use crate::metrics::interference::{Interference, InterferenceSample};
-use crate::metrics::{Arm, Case};
+use crate::metrics::{Arm, Case, Record};
+use crate::model::engine::Engine;
 use crate::node::interference::{Scene, on_one_node, split};
 use crate::node::prefill::Connection;
+use crate::stats::Figure;
 use crate::workload::Prompt;
 
 /// Tokens of the running sequence before the other prompt comes: enough for a median gap.
@@ -21,6 +25,9 @@ const TAIL_TOKENS: u32 = 24;
 
 /// By how much the prefill may take longer than alone and still be seen to its end.
 const SLOWER: f64 = 1.5;
+
+/// Tokens that the newcomer asks for: of one token no cache would be sent.
+const NEWCOMER_OUTPUT_TOKENS: u32 = 2;
 
 /// Prefill chunk of the chunked arm, unless the run has one of its own.
 const CHUNK_TOKENS: u32 = 256;
@@ -40,6 +47,7 @@ impl Experiment<'_> {
             running_output_tokens: scene.running.output_tokens,
             comes_after_tokens: scene.comes_after_tokens,
             newcomer_prompt_tokens: scene.newcomer.prompt.len() as u32,
+            demanded: check::demanded(self.record),
             samples: Vec::new(),
         });
         let mut second = None;
@@ -53,7 +61,7 @@ impl Experiment<'_> {
             ];
             ways.shuffle(random);
             for (arm, chunk_tokens) in ways {
-                (self.observer)("interference", None);
+                (self.observer)(Progress::Next("interference"));
                 let moments = match arm {
                     Arm::Single => on_one_node(self.node, &scene, chunk_tokens).await,
                     Arm::Split => self.split_scene(&scene, &mut second).await,
@@ -72,6 +80,7 @@ impl Experiment<'_> {
                         }
                     },
                 };
+                (self.observer)(Progress::Done);
                 if let Some(all) = &mut self.record.interference {
                     all.samples.push(sample);
                 }
@@ -113,56 +122,119 @@ impl Experiment<'_> {
 
     /// The running sequence is as long as the other prompt's prefill takes, by what the cases gave.
     fn scene(&self, plan: &Plan) -> anyhow::Result<Scene> {
-        let by_length = || plan.prompts.iter();
-        let shortest = by_length().min_by_key(|p| p.tokens.len());
-        let longest = by_length().max_by_key(|p| p.tokens.len());
-        let (shortest, longest) = shortest.zip(longest).context("there is no prompt")?;
-        let prefill_ms = self.median(longest, |f| Some(f.prefill_ns? as f64 / 1e6))?;
-        let step_ms = self.median(shortest, |f| Some(f.tpot_ns? / 1e6))?;
-        let meanwhile = (SLOWER * prefill_ms / step_ms.max(1e-3)).ceil() as u32;
+        let (shortest, longest) = both(&plan.prompts).context("there is no prompt")?;
+        let prefills = self.single(Some(longest), |f| Some(f.prefill_ns? as f64 / 1e6));
+        let prefill = Figure::of(&prefills).context("interference needs a single arm")?;
+        // The quickest of all: with too many tokens the prefill is seen to its end all the same.
+        let steps = self.single(None, |f| Some(f.tpot_ns? / 1e6));
+        let step = Figure::of(&steps)
+            .context("interference needs an answer of more than one token in the single arm")?;
+        let meanwhile = (SLOWER * prefill.median / step.min.max(1e-3)).ceil() as u32;
         let wanted = COMES_AFTER_TOKENS + meanwhile + TAIL_TOKENS;
-        let context = self.node.compute.engine().shape().context_tokens;
-        let fits = context.saturating_sub(shortest.tokens.len()) as u32;
         let request = |prompt: &Prompt, output_tokens| {
             let mut request = plan.request(prompt, Way::SingleHere);
             (request.output_tokens, request.ignore_eos) = (output_tokens, true);
             request
         };
-        anyhow::ensure!(
-            fits > COMES_AFTER_TOKENS + TAIL_TOKENS,
-            "a prompt of {} tokens leaves no room in the context of {context} for a running \
-             sequence: give a shorter one with --prompt-tokens",
-            shortest.tokens.len(),
-        );
         Ok(Scene {
-            running: request(shortest, wanted.min(fits)),
-            // Of one token no cache would be sent.
-            newcomer: request(longest, 2),
+            running: request(
+                shortest,
+                wanted.min(room(self.node.compute.engine(), shortest)),
+            ),
+            newcomer: request(longest, NEWCOMER_OUTPUT_TOKENS),
             comes_after_tokens: COMES_AFTER_TOKENS,
+            tail_tokens: TAIL_TOKENS,
         })
     }
 
-    /// Median over the measured single arms of a prompt.
-    fn median(
+    /// A figure of the measured single arms of a prompt, or of all.
+    fn single(
         &self,
-        prompt: &Prompt,
+        prompt: Option<&Prompt>,
         figure: impl Fn(&Figures) -> Option<f64>,
-    ) -> anyhow::Result<f64> {
-        let digest = prompt.digest();
-        let is_of = |case: &&Case| case.prompt_digest == digest;
-        let samples = self
-            .record
-            .cases
-            .iter()
-            .filter(is_of)
-            .flat_map(|c| &c.samples);
-        let single = samples.filter(|s| s.arm == Arm::Single && s.error.is_none());
-        let values: Vec<f64> = single
+    ) -> Vec<f64> {
+        let digest = prompt.map(Prompt::digest);
+        let is_of = |case: &&Case| digest.as_ref().is_none_or(|d| *d == case.prompt_digest);
+        let cases = self.record.cases.iter().filter(is_of);
+        let samples = cases.flat_map(|c| &c.samples);
+        let single = samples.filter(|s| s.arm == Arm::Single && !s.warmup && s.error.is_none());
+        single
             .filter_map(|s| figure(&Figures::of(s, None)))
-            .collect();
-        let figure = crate::stats::Figure::of(&values);
-        Ok(figure
-            .context("interference needs a single arm with more than one output token")?
-            .median)
+            .collect()
+    }
+}
+
+/// The prompt that runs and the one that comes: the shortest and the longest.
+fn both(prompts: &[Prompt]) -> Option<(&Prompt, &Prompt)> {
+    let length = |p: &&Prompt| p.tokens.len();
+    prompts
+        .iter()
+        .min_by_key(length)
+        .zip(prompts.iter().max_by_key(length))
+}
+
+/// Tokens that the context leaves to an answer.
+fn room(engine: &Engine, prompt: &Prompt) -> u32 {
+    let left = engine
+        .shape()
+        .context_tokens
+        .saturating_sub(prompt.tokens.len());
+    u32::try_from(left).unwrap_or(u32::MAX)
+}
+
+/// Refuses prompts that no scene can be made of, before anything runs.
+pub fn check_scene(engine: &Engine, prompts: &[Prompt]) -> Result<(), Failure> {
+    let refuse = |why: String| Err(Failure::Setting(format!("--interference: {why}")));
+    let Some((shortest, longest)) = both(prompts) else {
+        return refuse("there is no prompt".into());
+    };
+    let (left, least) = (room(engine, shortest), COMES_AFTER_TOKENS + TAIL_TOKENS);
+    if left <= least {
+        return refuse(format!(
+            "prompt {} leaves {left} tokens of the context to a running sequence, wanted more than \
+             {least}: give a shorter prompt beside it",
+            shortest.name,
+        ));
+    }
+    if room(engine, longest) < NEWCOMER_OUTPUT_TOKENS {
+        return refuse(format!(
+            "prompt {} leaves no room for {NEWCOMER_OUTPUT_TOKENS} output tokens: give a shorter one",
+            longest.name
+        ));
+    }
+    if prompts.iter().all(|p| p.output_tokens < 2) {
+        return refuse(
+            "no prompt has more than one output token, so no step is timed: use \
+                       --output-tokens 2 or more"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// Refuses two nodes that share cores of one machine: each would wait for the other's.
+pub fn check_cores(record: &Record) -> Result<(), Failure> {
+    let environment = &record.environment;
+    let Some(decode) = environment
+        .decode
+        .as_ref()
+        .filter(|_| environment.shared_machine())
+    else {
+        return Ok(());
+    };
+    let (ours, theirs) = (
+        &environment.prefill.processor.cores,
+        &decode.processor.cores,
+    );
+    let shared = ours
+        .as_ref()
+        .zip(theirs.as_ref())
+        .map(|(a, b)| a.shared_with(b));
+    match shared.filter(|shared| !shared.is_empty()) {
+        None => Ok(()),
+        Some(shared) => Err(Failure::Setting(format!(
+            "--interference: both nodes run on cores {shared} of one machine and each needs cores \
+             of its own: start serve-decode with --cores LIST and this node with others"
+        ))),
     }
 }

@@ -258,6 +258,7 @@ mod tests {
             transfer: Some(Transfer::Bulk),
             choice: None,
             idle_before_ns: None,
+            waiting_ahead: None,
             kv_dtype: KvDtype::F16,
             wire_dtype: Some(WireDtype::F16),
             streams: 1,

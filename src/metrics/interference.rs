@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Arm;
+use super::{Agreement, Arm, Record};
+use crate::cores::CoreList;
+use crate::environment::Environment;
 use crate::stats::{Figure, percentile};
 
 /// The whole experiment; one in a run.
@@ -16,6 +18,8 @@ pub struct Interference {
     pub comes_after_tokens: u32,
     /// Length of the prompt that comes.
     pub newcomer_prompt_tokens: u32,
+    /// Whether the running sequence must give the same tokens in every arm.
+    pub demanded: Agreement,
     /// All samples, in the order measured.
     pub samples: Vec<InterferenceSample>,
 }
@@ -52,18 +56,29 @@ pub struct Moments {
 }
 
 /// Figures of one sample.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Suffered {
     /// Median gap between tokens before the other prompt came.
     pub undisturbed_ms: f64,
-    /// Longest gap of which any part lies between the other prompt's coming and its first token.
-    pub worst_ms: f64,
-    /// 95th percentile of those gaps; `None` below 20 of them.
-    pub p95_ms: Option<f64>,
-    /// Coming to first token of the other prompt.
+    /// Gaps of which any part lies between the other prompt's coming and its first token, rising.
+    pub gaps_ms: Vec<f64>,
+    /// Time from the other prompt's coming to its first token.
     pub newcomer_ttft_ms: f64,
     /// Whether the running sequence outlived the prefill, so that all of it was seen.
     pub is_whole: bool,
+}
+
+impl Suffered {
+    /// The longest gap.
+    pub fn worst_ms(&self) -> f64 {
+        self.gaps_ms.last().copied().unwrap_or(0.0)
+    }
+
+    /// By how much the tokens came later than at the undisturbed pace.
+    pub fn lost_ms(&self) -> f64 {
+        let undisturbed_ms = self.gaps_ms.len() as f64 * self.undisturbed_ms;
+        self.gaps_ms.iter().sum::<f64>() - undisturbed_ms
+    }
 }
 
 /// Gaps below which a 95th percentile would be a guess.
@@ -97,15 +112,14 @@ impl Moments {
         during.sort_by(f64::total_cmp);
         Some(Suffered {
             undisturbed_ms: Figure::of(&before.collect::<Vec<_>>())?.median,
-            worst_ms: *during.last()?,
-            p95_ms: percentile(&during, 0.95).filter(|_| during.len() >= P95_MIN_GAPS),
+            gaps_ms: (!during.is_empty()).then_some(during)?,
             newcomer_ttft_ms: end.saturating_sub(start) as f64 / 1e6,
             is_whole: self.token_ns.last().is_some_and(|last| *last >= end),
         })
     }
 }
 
-/// Medians over the samples of one arm.
+/// What the running sequence suffered in one arm.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct InterferenceArm {
     /// Where both sequences were.
@@ -116,127 +130,129 @@ pub struct InterferenceArm {
     pub undisturbed_itl_ms: Option<Figure>,
     /// Longest gap while it was prefilled.
     pub worst_itl_ms: Option<Figure>,
-    /// 95th percentile of the gaps in that time; null below 20 of them.
-    pub p95_itl_ms: Option<Figure>,
+    /// 95th percentile of the gaps in that time, over all samples; null below 20 gaps.
+    pub p95_itl_ms: Option<f64>,
+    /// By how much the tokens of that time came later than at the undisturbed pace.
+    pub lost_ms: Option<Figure>,
     /// Coming to first token of the other prompt.
     pub newcomer_ttft_ms: Option<Figure>,
+    /// Samples in which the running sequence ended before the prefill; they are in no figure.
+    pub cut_short: usize,
+    /// Samples that failed.
+    pub failed: usize,
+}
+
+impl InterferenceArm {
+    fn of(arm: Arm, chunk_tokens: Option<u32>, samples: &[&InterferenceSample]) -> Self {
+        let all = samples.iter().filter_map(|s| s.moments.as_ref());
+        let (whole, cut_short): (Vec<Suffered>, Vec<Suffered>) =
+            all.filter_map(Moments::suffered).partition(|s| s.is_whole);
+        let figure =
+            |of: fn(&Suffered) -> f64| Figure::of(&whole.iter().map(of).collect::<Vec<_>>());
+        let mut gaps_ms: Vec<f64> = whole.iter().flat_map(|s| s.gaps_ms.clone()).collect();
+        gaps_ms.sort_by(f64::total_cmp);
+        Self {
+            arm,
+            chunk_tokens,
+            undisturbed_itl_ms: figure(|s| s.undisturbed_ms),
+            worst_itl_ms: figure(Suffered::worst_ms),
+            p95_itl_ms: percentile(&gaps_ms, 0.95).filter(|_| gaps_ms.len() >= P95_MIN_GAPS),
+            lost_ms: figure(Suffered::lost_ms),
+            newcomer_ttft_ms: figure(|s| s.newcomer_ttft_ms),
+            cut_short: cut_short.len(),
+            failed: samples.iter().filter(|s| s.error.is_some()).count(),
+        }
+    }
 }
 
 impl Interference {
     /// Every arm that has a sample, whole prompt first, split last.
     pub fn arms(&self) -> Vec<InterferenceArm> {
-        let mut ways: Vec<_> = self
-            .samples
-            .iter()
-            .map(|s| (s.arm, s.chunk_tokens))
-            .collect();
+        let measured = || self.samples.iter().filter(|s| !s.warmup);
+        let mut ways: Vec<_> = measured().map(|s| (s.arm, s.chunk_tokens)).collect();
         ways.sort_unstable();
         ways.dedup();
         let arm = |(arm, chunk_tokens)| {
-            let of_arm = |s: &&InterferenceSample| {
-                !s.warmup && (s.arm, s.chunk_tokens) == (arm, chunk_tokens)
-            };
-            let suffered: Vec<Suffered> = (self.samples.iter())
-                .filter(of_arm)
-                .filter_map(|s| s.moments.as_ref()?.suffered())
-                .filter(|s| s.is_whole)
-                .collect();
-            let figure = |of: fn(&Suffered) -> Option<f64>| {
-                Figure::of(&suffered.iter().filter_map(of).collect::<Vec<_>>())
-            };
-            InterferenceArm {
+            let of_arm = |s: &&InterferenceSample| (s.arm, s.chunk_tokens) == (arm, chunk_tokens);
+            InterferenceArm::of(
                 arm,
                 chunk_tokens,
-                undisturbed_itl_ms: figure(|s| Some(s.undisturbed_ms)),
-                worst_itl_ms: figure(|s| Some(s.worst_ms)),
-                p95_itl_ms: figure(|s| s.p95_ms),
-                newcomer_ttft_ms: figure(|s| Some(s.newcomer_ttft_ms)),
-            }
+                &measured().filter(of_arm).collect::<Vec<_>>(),
+            )
         };
         ways.into_iter().map(arm).collect()
     }
 
-    /// Whether the running sequence gave the same tokens whatever came beside it; `None` with
-    /// fewer than two samples.
+    /// Whether the running sequence gave the same tokens whatever came beside it, as far as two
+    /// answers go; `None` with fewer than two samples.
     pub fn same_tokens(&self) -> Option<bool> {
-        let mut answers = self
-            .samples
-            .iter()
-            .filter_map(|s| Some(&s.moments.as_ref()?.tokens));
+        let answers = self.samples.iter().filter_map(|s| s.moments.as_ref());
+        let mut answers = answers.map(|m| &m.tokens);
         let first = answers.next()?;
         let mut others = answers.peekable();
         others.peek()?;
-        Some(others.all(|tokens| tokens == first))
+        let is_same = |tokens: &Vec<u32>| tokens.iter().zip(first).all(|(a, b)| a == b);
+        Some(others.all(is_same))
+    }
+
+    /// Whether the answers may be believed.
+    pub fn passed(&self) -> bool {
+        self.demanded != Agreement::Identical || self.same_tokens() != Some(false)
+    }
+}
+
+/// The experiment in figures.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SummaryInterference {
+    /// Prompt length of the running sequence.
+    pub running_prompt_tokens: u32,
+    /// Tokens that it had when the other prompt came.
+    pub comes_after_tokens: u32,
+    /// Length of the prompt that comes.
+    pub newcomer_prompt_tokens: u32,
+    /// What the prefill node, and so the single arm, computed on.
+    pub prefill_node: NodeCores,
+    /// What the decode node computed on; null where it did not tell.
+    pub decode_node: Option<NodeCores>,
+    /// Whether the running sequence gave the same tokens in all samples; null below two.
+    pub same_tokens: Option<bool>,
+    /// One entry an arm.
+    pub arms: Vec<InterferenceArm>,
+}
+
+/// What a node computed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCores {
+    /// Cores that its process could run on; null where the system does not tell.
+    pub cores: Option<CoreList>,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+impl NodeCores {
+    fn of(environment: &Environment) -> Self {
+        Self {
+            cores: environment.processor.cores.clone(),
+            threads: environment.threads,
+        }
+    }
+}
+
+impl SummaryInterference {
+    /// Derives the figures; `None` where nothing was measured.
+    pub fn of(record: &Record) -> Option<Self> {
+        let all = record.interference.as_ref()?;
+        Some(Self {
+            running_prompt_tokens: all.running_prompt_tokens,
+            comes_after_tokens: all.comes_after_tokens,
+            newcomer_prompt_tokens: all.newcomer_prompt_tokens,
+            prefill_node: NodeCores::of(&record.environment.prefill),
+            decode_node: record.environment.decode.as_ref().map(NodeCores::of),
+            same_tokens: all.same_tokens(),
+            arms: all.arms(),
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Tokens every 10 ms, but for one gap, and a prompt that comes at 45 ms and takes 200 ms.
-    fn moments(stall_ms: u64) -> Moments {
-        let mut moments = Moments {
-            newcomer_start_ns: 45_000_000,
-            newcomer_first_token_ns: 245_000_000,
-            ..Moments::default()
-        };
-        let mut t_ms = 0;
-        for i in 0..40 {
-            t_ms += if i == 5 { stall_ms } else { 10 };
-            moments.token(t_ms * 1_000_000, i);
-        }
-        moments
-    }
-
-    #[test]
-    fn a_stall_is_the_worst_gap_while_the_other_prompt_is_prefilled() {
-        let suffered = moments(210).suffered().unwrap();
-        assert_eq!((suffered.undisturbed_ms, suffered.worst_ms), (10.0, 210.0));
-        assert_eq!((suffered.p95_ms, suffered.newcomer_ttft_ms), (None, 200.0));
-        assert!(suffered.is_whole);
-        let smooth = moments(10).suffered().unwrap();
-        assert_eq!((smooth.worst_ms, smooth.p95_ms), (10.0, Some(10.0)));
-    }
-
-    #[test]
-    fn a_sequence_that_ends_before_the_prefill_saw_only_part_of_it() {
-        let mut short = moments(10);
-        short.token_ns.truncate(12);
-        assert!(!short.suffered().unwrap().is_whole);
-        short.token_ns.truncate(1);
-        assert_eq!(short.suffered(), None);
-    }
-
-    #[test]
-    fn arms_are_told_apart_and_answers_compared() {
-        let sample = |arm, chunk_tokens, stall_ms| InterferenceSample {
-            arm,
-            chunk_tokens,
-            warmup: false,
-            repeat: 0,
-            moments: Some(moments(stall_ms)),
-            error: None,
-        };
-        let mut all = Interference {
-            running_prompt_tokens: 10,
-            running_output_tokens: 40,
-            comes_after_tokens: 5,
-            newcomer_prompt_tokens: 100,
-            samples: vec![
-                sample(Arm::Split, None, 10),
-                sample(Arm::Single, Some(64), 60),
-                sample(Arm::Single, None, 210),
-            ],
-        };
-        let worst: Vec<f64> = all
-            .arms()
-            .iter()
-            .map(|a| a.worst_itl_ms.unwrap().median)
-            .collect();
-        assert_eq!(worst, [210.0, 60.0, 10.0]);
-        assert_eq!(all.same_tokens(), Some(true));
-        all.samples[0].moments.as_mut().unwrap().tokens[3] = 99;
-        assert_eq!(all.same_tokens(), Some(false));
-    }
-}
+mod tests;

@@ -4,9 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::changes::{ArmKey, SummaryChange, changes};
 use super::figures::{ConnectionState, Figures};
+use super::interference::SummaryInterference;
 use super::{
-    Agreement, Arm, Case, Choice, Lossy, Node, Record, SCHEMA_VERSION, Sample, Status, Transfer,
+    Agreement, Arm, Case, Choice, Lossy, Node, Record, SCHEMA_VERSION, Sample, Status, Stopped,
+    Transfer,
 };
 use crate::stats::Figure;
 use crate::wire::message::{KvDtype, WireDtype};
@@ -26,6 +29,9 @@ pub struct Summary {
     pub model: SummaryModel,
     /// The link; null where nothing was sent.
     pub link: Option<SummaryLink>,
+    /// blake3 over all prompts and their settings; null in records from before it was taken.
+    #[serde(default)]
+    pub prompt_set_digest: Option<String>,
     /// Weakest agreement of the answers; null with one arm.
     pub outputs: Option<Agreement>,
     /// One line: what was found.
@@ -34,6 +40,10 @@ pub struct Summary {
     pub alarms: Vec<String>,
     /// One entry a prompt.
     pub cases: Vec<SummaryCase>,
+    /// What a running sequence suffers from another prompt's prefill; null where it was not
+    /// measured.
+    #[serde(default)]
+    pub interference: Option<SummaryInterference>,
 }
 
 /// The model of a summary.
@@ -79,6 +89,12 @@ pub struct SummaryCase {
     pub errors: Vec<String>,
     /// One entry a way of running it.
     pub arms: Vec<SummaryArm>,
+    /// How these differ: split arms against single ones, further split arms against the first.
+    #[serde(default)]
+    pub changes: Vec<SummaryChange>,
+    /// What ended `--repeats auto`; null where a number was given.
+    #[serde(default)]
+    pub stopped: Option<Stopped>,
     /// What lossy wire formats cost the answer.
     #[serde(default)]
     pub lossy: Vec<Lossy>,
@@ -167,6 +183,29 @@ pub struct SummaryConnections {
     pub after_idle: usize,
 }
 
+/// What deriving figures takes beside the samples.
+#[derive(Clone, Copy, Debug)]
+pub struct Derivation {
+    /// The link's smallest round trip.
+    pub round_trip_ns: Option<u64>,
+    /// Seed of intervals.
+    pub seed: u64,
+    /// Whether the single arm is an earlier run's.
+    pub single_stands_in: bool,
+}
+
+impl Derivation {
+    /// Of a run.
+    pub fn of(record: &Record) -> Self {
+        let link = record.link.as_ref();
+        Self {
+            round_trip_ns: link.and_then(|l| l.min_round_trip_ns()),
+            seed: record.run.seed,
+            single_stands_in: record.baseline.as_ref().is_some_and(|b| b.stands_in),
+        }
+    }
+}
+
 impl SummaryAuto {
     fn of(samples: &[&Sample]) -> Option<Self> {
         let choices: Vec<Choice> = samples.iter().filter_map(|s| s.choice).collect();
@@ -203,7 +242,7 @@ impl Summary {
     /// Derives the summary of a record.
     pub fn of(record: &Record) -> Self {
         let round_trip = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
-        let cases = record.cases.iter().map(|c| SummaryCase::of(c, round_trip));
+        let cases = SummaryCase::all(record);
         Self {
             schema_version: SCHEMA_VERSION,
             command: record.run.command.clone(),
@@ -221,29 +260,26 @@ impl Summary {
                 congestion_control: link.socket.congestion_control.clone(),
                 min_round_trip_us: round_trip.map(|ns| ns as f64 / 1e3),
             }),
+            prompt_set_digest: record.prompt_set_digest.clone(),
             outputs: record.outputs(),
             verdict: crate::verdict::finding(record),
-            alarms: crate::verdict::alarms(record),
-            cases: cases.collect(),
+            alarms: crate::alarms::alarms(record, &cases),
+            cases,
+            interference: SummaryInterference::of(record),
         }
     }
 }
 
 impl SummaryCase {
+    /// The cases of a record.
+    pub fn all(record: &Record) -> Vec<Self> {
+        let derivation = Derivation::of(record);
+        let of = |case| Self::of(case, &derivation);
+        record.cases.iter().map(of).collect()
+    }
+
     /// Derives the figures of one case.
-    pub fn of(case: &Case, round_trip: Option<u64>) -> Self {
-        let measured = || {
-            case.samples
-                .iter()
-                .filter(|s| !s.warmup && s.error.is_none())
-        };
-        let mut ways: Vec<_> = measured().map(way).collect();
-        ways.sort();
-        ways.dedup();
-        let arms = ways.into_iter().map(|w| {
-            let samples: Vec<&Sample> = measured().filter(|s| way(s) == w).collect();
-            SummaryArm::of(&samples, round_trip)
-        });
+    pub fn of(case: &Case, derivation: &Derivation) -> Self {
         Self {
             prompt: case.prompt.clone(),
             prompt_tokens: case.prompt_tokens,
@@ -255,7 +291,9 @@ impl SummaryCase {
                 .iter()
                 .filter_map(|s| s.error.clone())
                 .collect(),
-            arms: arms.collect(),
+            arms: SummaryArm::all(case, derivation),
+            changes: changes(case, derivation),
+            stopped: case.stopped,
             lossy: case.lossy.clone(),
         }
     }
@@ -263,6 +301,17 @@ impl SummaryCase {
     /// The first arm of a kind.
     pub fn arm(&self, arm: Arm) -> Option<&SummaryArm> {
         self.arms.iter().find(|a| a.arm == arm)
+    }
+
+    /// How `to` differs from `from`, where these are compared.
+    pub fn change(&self, from: &SummaryArm, to: &SummaryArm) -> Option<&SummaryChange> {
+        let is_it = |c: &&SummaryChange| (c.from, c.to) == (from.key(), to.key());
+        self.changes.iter().find(is_it)
+    }
+
+    /// The arm of a key.
+    pub fn arm_of(&self, key: ArmKey) -> Option<&SummaryArm> {
+        self.arms.iter().find(|arm| arm.key() == key)
     }
 
     /// The arm that differs from a lossy one in nothing but the wire format.
@@ -285,30 +334,45 @@ pub fn single_e2e_ms(record: &Record) -> std::collections::BTreeMap<String, Figu
     summary.cases.iter().filter_map(of).collect()
 }
 
-/// What tells ways of running a case apart.
-fn way(sample: &Sample) -> (Arm, Node, Option<Transfer>, Option<WireDtype>, u32) {
-    let Sample { arm, node, .. } = *sample;
-    (
-        arm,
-        node,
-        sample.transfer,
-        sample.wire_dtype,
-        sample.streams,
-    )
-}
-
 impl SummaryArm {
     /// Whether decode started from another cache than prefill left.
     pub fn is_lossy(&self) -> bool {
         self.wire_dtype.is_some_and(WireDtype::is_lossy)
     }
 
+    /// What tells it from the other arms of its case.
+    pub fn key(&self) -> ArmKey {
+        ArmKey {
+            arm: self.arm,
+            node: self.node,
+            transfer: self.transfer,
+            wire_dtype: self.wire_dtype,
+            streams: self.streams,
+        }
+    }
+
+    /// The arms of a case that have a sample which enters figures.
+    pub fn all(case: &Case, derivation: &Derivation) -> Vec<Self> {
+        let measured = || case.samples.iter().filter(|s| s.is_measured());
+        let mut keys: Vec<_> = measured().map(ArmKey::of).collect();
+        keys.sort();
+        keys.dedup();
+        let arms = keys.into_iter().map(|key| {
+            let samples: Vec<&Sample> = measured().filter(|s| ArmKey::of(s) == key).collect();
+            Self::of(&samples, derivation)
+        });
+        arms.collect()
+    }
+
     /// Of samples of one way; there is at least one.
-    fn of(samples: &[&Sample], round_trip: Option<u64>) -> Self {
+    fn of(samples: &[&Sample], derivation: &Derivation) -> Self {
         let first = samples[0];
-        let figures: Vec<Figures> = samples.iter().map(|s| Figures::of(s, round_trip)).collect();
+        let figures: Vec<Figures> = (samples.iter())
+            .map(|s| Figures::of(s, derivation.round_trip_ns))
+            .collect();
         let of = |f: &dyn Fn(&Figures) -> Option<f64>| {
-            Figure::of(&figures.iter().filter_map(f).collect::<Vec<f64>>())
+            let values: Vec<f64> = figures.iter().filter_map(f).collect();
+            Figure::seeded(&values, derivation.seed)
         };
         let ms = |f: &dyn Fn(&Figures) -> Option<u64>| of(&|x| f(x).map(|ns| ns as f64 / 1e6));
         Self {

@@ -114,6 +114,17 @@ impl ModelShape {
         }
     }
 
+    /// Weights of all layers' matrices; embedding and head are not among them.
+    pub fn layer_weights(&self) -> u64 {
+        let (queries, keys) = (
+            self.n_heads * self.head_dim,
+            self.n_kv_heads * self.head_dim,
+        );
+        let attention = 2 * (queries + keys) as u64;
+        let layer = self.hidden as u64 * (attention + 3 * self.feed_forward as u64);
+        self.n_layers as u64 * layer
+    }
+
     /// Layout of a cache for this model.
     pub fn kv_layout(&self, dtype: KvDtype) -> KvLayout {
         KvLayout {

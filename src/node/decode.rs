@@ -14,7 +14,7 @@ pub use probe::probe_layout;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,7 +25,7 @@ use self::answer::Answer;
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
 use super::reception::{Reception, Sessions, SharedSession};
-use crate::environment::process_peak_rss_bytes;
+use crate::environment::{Activity, process_peak_rss_bytes};
 use crate::metrics::{Event, EventName, Node};
 use crate::model::cache_pool::{CachePool, PoolFull, Pooled};
 use crate::model::engine::Engine;
@@ -58,9 +58,18 @@ pub struct DecodeNode {
     pub observer: Box<dyn Fn(Served) + Send + Sync>,
     /// What further connections can join.
     pub sessions: Sessions,
+    /// Requests of all peers that were admitted so far.
+    pub admitted: AtomicU64,
 }
 
 impl DecodeNode {
+    fn activity(&self) -> Activity {
+        Activity {
+            requests: Some(self.admitted.load(Ordering::Relaxed)),
+            ..Activity::now()
+        }
+    }
+
     fn memory(&self) -> NodeMemory {
         NodeMemory {
             loaded_bytes: self.loaded_bytes,
@@ -283,6 +292,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             Ok(admitted) => admitted,
             Err(refuse) => return self.refuse(number, refuse).await,
         };
+        self.node.admitted.fetch_add(1, Ordering::Relaxed);
         let cache = Arc::new(cache);
         let reception = (open.role == OpenRole::Decode).then(|| {
             let tokens = request.prompt.len();
@@ -476,7 +486,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             Err(_) => return Err(Abort::Failed("the compute thread failed".into())),
         };
         let digest = first_token.map(|_| digest.to_hex()[..32].to_string());
-        let done = served.done(finish, &proofs, digest, self.node.memory());
+        let done = served.done(
+            finish,
+            &proofs,
+            digest,
+            self.node.memory(),
+            self.node.activity(),
+        );
         (self.writer)
             .write_control(Kind::Done, self.session.id, number, &done)
             .await?;

@@ -18,6 +18,8 @@ pub struct Scene {
     pub newcomer: Request,
     /// Comes once the running sequence has this many tokens.
     pub comes_after_tokens: u32,
+    /// On one node the running sequence ends this many tokens after the newcomer's first one.
+    pub tail_tokens: u32,
 }
 
 /// Both on this node. The newcomer's prompt is prefilled `chunk_tokens` at a time with a step of the
@@ -54,7 +56,8 @@ pub async fn on_one_node(
                 moments.token(clock.now_ns(), token);
                 anyhow::Ok(())
             };
-            while moments.tokens.len() < running.output_tokens as usize {
+            let mut ends_at = running.output_tokens as usize;
+            while moments.tokens.len() < ends_at {
                 if moments.tokens.len() != scene.comes_after_tokens as usize {
                     step(&mut moments)?;
                     continue;
@@ -70,6 +73,7 @@ pub async fn on_one_node(
                     engine.prefill_with_pauses(prompt, chunk, &newcomer_cache, |_| {}, between)?;
                 logits.argmax();
                 moments.newcomer_first_token_ns = clock.now_ns();
+                ends_at = ends_at.min(moments.tokens.len() + scene.tail_tokens as usize);
                 // Without chunks, and behind the last one, it goes on.
                 if moments.tokens.len() == scene.comes_after_tokens as usize {
                     step(&mut moments)?;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::compute::Compute;
 use super::generation::{self, Clock, Emission, Proofs, Request};
 use super::sending::{Departure, Progress, Sender, exchange, receive, silence};
+use crate::environment::Activity;
 use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::kv_int8::WireRows;
@@ -33,6 +34,10 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The same where the decode node prefills itself or serves others first.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// A segment that was sent again this many times in a row, each time after twice the wait, will not
+/// get through.
+const LOST_FOR_GOOD: u8 = 4;
 
 /// How a decode node is reached.
 pub struct Peer {
@@ -73,6 +78,10 @@ pub struct Outcome {
     pub idle_before_ns: Option<u64>,
     /// Memory of the decode node, where it took part.
     pub decode_memory: Option<NodeMemory>,
+    /// What its process and machine did so far.
+    pub decode_activity: Option<Activity>,
+    /// Requests that it had before this one when it admitted it.
+    pub waiting_ahead: Option<u32>,
 }
 
 /// A made-up cache that went over the link.
@@ -153,8 +162,10 @@ impl Connection {
         &self.facts
     }
 
-    /// Counts the tokens of the current request that came back from the decode node.
+    /// Counts the tokens of the next request that come back from the decode node.
     pub fn watch_tokens(&self) -> watch::Receiver<u32> {
+        // Those of the request before must not count.
+        self.tokens_back.send_replace(0);
         self.tokens_back.subscribe()
     }
 
@@ -248,6 +259,8 @@ impl Connection {
         Ok(Outcome {
             idle_before_ns,
             decode_memory: answer.memory,
+            decode_activity: answer.activity,
+            waiting_ahead: answer.waiting_ahead,
             ..Outcome::new(output, events, sent)
         })
     }
@@ -261,7 +274,7 @@ impl Connection {
         let before = self.sent();
         let clock = Clock::start(Node::Prefill);
         let mut events = vec![clock.event(EventName::RequestStart)];
-        let (number, _) = self.open_request(request, OpenRole::Whole).await?;
+        let (number, admit) = self.open_request(request, OpenRole::Whole).await?;
         events.push(clock.event(EventName::Admitted));
         let progress = Progress::new(QUEUE_PATIENCE, &self.tokens_back);
         progress.all_sent();
@@ -277,7 +290,7 @@ impl Connection {
         );
         let done = done.await?;
         events.extend(received);
-        let answer = RemoteAnswer::new(tokens, done)?;
+        let answer = RemoteAnswer::new(tokens, done, admit)?;
         events.extend(answer.remote_events);
         let output = Output {
             text: node.compute.engine().tokenizer.decode(&answer.tokens)?,
@@ -289,6 +302,8 @@ impl Connection {
         };
         Ok(Outcome {
             decode_memory: answer.memory,
+            decode_activity: answer.activity,
+            waiting_ahead: answer.waiting_ahead,
             ..Outcome::new(output, events, self.sent().since(before))
         })
     }
@@ -342,7 +357,8 @@ impl Connection {
             &mut self.joined,
             ready,
         )
-        .await?;
+        .await
+        .map_err(|error| self.explained(error))?;
         let mut events = sender.events.into_inner();
         events.append(&mut received);
         events.extend(done.events.into_iter().filter_map(from_wire));
@@ -352,6 +368,22 @@ impl Connection {
             sent: self.sent().since(before),
             receiving: done.receiving,
         })
+    }
+
+    /// What the kernel knows of a silence: whether full segments are lost on the way each time.
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        if !matches!(error.downcast_ref(), Some(WireError::Timeout { .. })) {
+            return error;
+        }
+        let lost = (self.tcp_infos().into_iter()).find(|info| info.retransmits >= LOST_FOR_GOOD);
+        match lost {
+            Some(info) => WireError::BulkHangs {
+                segment_bytes: info.snd_mss_bytes,
+                resent: info.total_retrans,
+            }
+            .into(),
+            None => error,
+        }
     }
 
     /// Announces a request and waits until the decode node has memory for it.
@@ -425,11 +457,12 @@ impl Connection {
             &mut self.joined,
             feed,
         )
-        .await?;
+        .await
+        .map_err(|error| self.explained(error))?;
         tokens.splice(0..0, sender.first_token.get());
         events.append(&mut sender.events.into_inner());
         events.append(&mut received);
-        RemoteAnswer::new(tokens, done)
+        RemoteAnswer::new(tokens, done, admit)
     }
 }
 
@@ -452,6 +485,8 @@ impl Outcome {
             wire_framing_bytes: sent.framing_bytes + sent.control_bytes,
             idle_before_ns: None,
             decode_memory: None,
+            decode_activity: None,
+            waiting_ahead: None,
         }
     }
 }
@@ -574,6 +609,8 @@ async fn first_token_alone(
         remote_events: Vec::new(),
         cache_digest: None,
         memory: None,
+        activity: None,
+        waiting_ahead: None,
     })
 }
 
@@ -585,10 +622,12 @@ struct RemoteAnswer {
     remote_events: Vec<Event>,
     cache_digest: Option<String>,
     memory: Option<NodeMemory>,
+    activity: Option<Activity>,
+    waiting_ahead: Option<u32>,
 }
 
 impl RemoteAnswer {
-    fn new(tokens: Vec<u32>, done: Done) -> anyhow::Result<Self> {
+    fn new(tokens: Vec<u32>, done: Done, admit: Admit) -> anyhow::Result<Self> {
         let finish = match done.finish.as_str() {
             "length" => Finish::Length,
             "eos" => Finish::EndOfSequence,
@@ -608,6 +647,9 @@ impl RemoteAnswer {
             remote_events: done.events.into_iter().filter_map(from_wire).collect(),
             cache_digest: done.cache_digest,
             memory: done.memory,
+            // A decode node of another version may tell it in other words.
+            activity: serde_json::from_value(done.activity).ok(),
+            waiting_ahead: Some(admit.waiting_ahead),
         })
     }
 }

@@ -35,11 +35,17 @@ pub enum Departure {
     BehindPrefill,
 }
 
+/// Longest that no piece under way is acknowledged: one of 1 MiB takes 9 s at 1 Mbit/s, and TCP has
+/// sent a lost segment again several times by then.
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// How far sending is, for the receiver's patience.
 #[derive(Debug)]
 pub(super) struct Progress {
     patience: Duration,
     all_sent: Cell<bool>,
+    /// Pieces offered and not acknowledged, over all connections.
+    unacknowledged: Cell<usize>,
     last_sign_of_life: Cell<Instant>,
     /// For whoever waits for tokens of this request.
     tokens_back: watch::Sender<u32>,
@@ -52,6 +58,7 @@ impl Progress {
             tokens_back: tokens_back.clone(),
             patience,
             all_sent: Cell::new(false),
+            unacknowledged: Cell::new(0),
             last_sign_of_life: Cell::new(Instant::now()),
         }
     }
@@ -65,14 +72,36 @@ impl Progress {
         self.all_sent.set(true);
     }
 
-    /// Resolves when the decode node has all it needs and has been silent for too long.
-    async fn silence(&self) {
+    fn offered(&self) {
+        if self.unacknowledged.get() == 0 {
+            self.alive();
+        }
+        self.unacknowledged.update(|pieces| pieces + 1);
+    }
+
+    fn acknowledged(&self) {
+        self.alive();
+        self.unacknowledged
+            .update(|pieces| pieces.saturating_sub(1));
+    }
+
+    /// Resolves when the decode node owes an acknowledgement or a token and has been silent for
+    /// too long.
+    async fn silence(&self) -> WireError {
         loop {
-            let deadline = self.last_sign_of_life.get() + self.patience;
-            if self.all_sent.get() && Instant::now() >= deadline {
-                return;
+            let owes_acknowledgement = self.unacknowledged.get() > 0;
+            let (what, after) = match owes_acknowledgement {
+                true => (
+                    "waiting for a piece to be acknowledged",
+                    ACKNOWLEDGEMENT_TIMEOUT,
+                ),
+                false => ("waiting for the decode node", self.patience),
+            };
+            let deadline = self.last_sign_of_life.get() + after;
+            if (self.all_sent.get() || owes_acknowledgement) && Instant::now() >= deadline {
+                return WireError::Timeout { what, after };
             }
-            // Before all is sent the deadline may be past already; look again in a while.
+            // Where it owes nothing the deadline may be past already; look again in a while.
             let soon = Instant::now() + Duration::from_secs(1);
             tokio::time::sleep_until(deadline.max(soon).into()).await;
         }
@@ -247,6 +276,7 @@ impl<'a> Sender<'a> {
                         quantise(self.cache.layout(), bytes, &mut quantised);
                         bytes = &quantised;
                     }
+                    self.progress.offered();
                     self.awaited
                         .update(|awaited| awaited + usize::from(stream != 0));
                     writer.write_piece(piece, bytes).await?;
@@ -268,7 +298,6 @@ impl<'a> Sender<'a> {
     ) -> anyhow::Result<()> {
         loop {
             let header = reader.read_header().await?;
-            self.progress.alive();
             let due = self.awaited.get() > 0
                 && (header.session, header.request) == (self.session, self.number);
             if header.kind != Kind::Ack || !due {
@@ -276,6 +305,7 @@ impl<'a> Sender<'a> {
             }
             reader.finish_empty(&header)?;
             self.note(EventName::PieceAcknowledged, &header.run(), stream);
+            self.progress.acknowledged();
             self.awaited.update(|awaited| awaited - 1);
             self.queue.changed.notify_waiters();
         }
@@ -287,7 +317,7 @@ impl<'a> Sender<'a> {
         while self.awaited.get() > 0 {
             tokio::select! {
                 () = self.queue.changed.notified() => {}
-                () = self.progress.silence() => return Err(silence(self.progress.patience).into()),
+                error = self.progress.silence() => return Err(error.into()),
             }
         }
         Ok(())
@@ -316,7 +346,7 @@ pub(super) async fn receive(
     loop {
         let header: Header = tokio::select! {
             header = reader.read_header() => header?,
-            () = progress.silence() => return Err(silence(progress.patience).into()),
+            error = progress.silence() => return Err(error.into()),
         };
         progress.alive();
         if (header.session, header.request) != (session, number) {
@@ -329,6 +359,7 @@ pub(super) async fn receive(
         match header.kind {
             Kind::Ack => {
                 reader.finish_empty(&header)?;
+                progress.acknowledged();
                 events.push(Event {
                     layer: Some(header.layer),
                     token_start: Some(header.token_start),

@@ -8,7 +8,7 @@ use super::outlook::tcp;
 use super::{Links, Measured};
 use crate::metrics::figures::Figures;
 use crate::metrics::{Arm, Case, Node, Record, Transfer};
-use crate::stats::percentile;
+use crate::stats::{DEFAULT_SEED, median_interval, percentile};
 
 /// Largest error of a change, as a share of it or in ms, whichever is more.
 const CHANGE_ERROR_SHARE: f64 = 0.10;
@@ -20,9 +20,6 @@ const EXPOSED_ERROR_SHARE: f64 = 0.10;
 /// Largest error of all changes, in errors of predicting that the transfer takes nothing.
 const NO_TRANSFER_ERROR_SHARE: f64 = 0.2;
 
-/// Chance that the interval of a median misses it.
-const INTERVAL_MISSES: f64 = 0.05;
-
 /// A change as predicted and as measured, in ms.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ScoredChange {
@@ -33,7 +30,7 @@ pub struct ScoredChange {
     pub measured_ms: f64,
     /// Median of the differences of the same round, prefill's own scatter included.
     pub paired_ms: f64,
-    /// Low end of that median's 95% interval; null below six rounds.
+    /// Low end of that median's 95% interval; null below five rounds.
     pub paired_low_ms: Option<f64>,
     /// High end.
     pub paired_high_ms: Option<f64>,
@@ -162,7 +159,7 @@ pub fn score(
             let changed = |predicted: Option<super::Range>, until: fn(&Figures) -> Option<u64>| {
                 let predicted_ms = predicted?.mid;
                 let (measured_ms, paired) = change(&seen, &requests, transfer, until)?;
-                let interval = interval(&paired);
+                let interval = median_interval(&paired, DEFAULT_SEED);
                 Some(ScoredChange {
                     predicted_ms,
                     measured_ms,
@@ -223,35 +220,9 @@ fn change(
     Some((before_ms + behind_ms, paired))
 }
 
-/// Interval of the median of sorted values without assuming how they are distributed (sign test).
-fn interval(sorted: &[f64]) -> Option<(f64, f64)> {
-    let n = sorted.len();
-    // Chance that at most k of n values lie below the median.
-    let mut chance = 0.5f64.powi(i32::try_from(n).ok()?);
-    let (mut below, mut k) = (0.0, 0);
-    while below + chance <= INTERVAL_MISSES / 2.0 && k < n {
-        below += chance;
-        chance *= (n - k) as f64 / (k + 1) as f64;
-        k += 1;
-    }
-    let low = k.checked_sub(1)?;
-    Some((sorted[low], sorted[n - 1 - low]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_interval_of_a_median_is_the_sign_test_s() {
-        let values = |n: i32| (1..=n).map(f64::from).collect::<Vec<_>>();
-        // Tables: n = 6 gives (1, 6), n = 10 gives (2, 9), n = 20 gives (6, 15).
-        assert_eq!(interval(&values(5)), None);
-        assert_eq!(interval(&values(6)), Some((1.0, 6.0)));
-        assert_eq!(interval(&values(10)), Some((2.0, 9.0)));
-        assert_eq!(interval(&values(20)), Some((6.0, 15.0)));
-        assert_eq!(interval(&[]), None);
-    }
 
     #[test]
     fn a_change_holds_within_a_tenth_or_a_millisecond() {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::environment::Environment;
 use crate::link::{Fit, FitOrigin, SizeTime};
+use crate::metrics::interference::{Interference, InterferenceSample, Moments};
 use crate::metrics::{
     Agreement, Arm, Case, Check, Environments, Event, EventName, LinkRecord, Lossy, ModelRecord,
-    Node, Origin, Record, RunInfo, SCHEMA_VERSION, Sample, Setting, Status, Transfer,
+    Node, Observed, Origin, Record, RunInfo, SCHEMA_VERSION, Sample, Setting, Status, Transfer,
 };
 use crate::wire::message::{KvDtype, WireDtype};
 use crate::wire::socket::SocketFacts;
@@ -80,6 +81,7 @@ pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: T
         transfer: split.then_some(Transfer::Bulk),
         choice: None,
         idle_before_ns: split.then_some(1_000_000_000),
+        waiting_ahead: None,
         kv_dtype: KvDtype::F16,
         wire_dtype: split.then_some(WireDtype::F16),
         streams: split.into(),
@@ -145,6 +147,7 @@ pub fn case(prompt: &str, prompt_tokens: u32, output_tokens: u32, times: Times) 
             findings: Vec::new(),
         }),
         lossy: Vec::new(),
+        stopped: None,
     }
 }
 
@@ -249,10 +252,12 @@ pub fn record(cases: Vec<Case>) -> Record {
             n_kv_heads: 3,
             head_dim: 64,
             kv_bytes_per_token: KV_BYTES_PER_TOKEN,
+            layer_weights: None,
             load_ns: 1_000_000_000,
         },
         memory: crate::metrics::Memory::default(),
         decode_memory: None,
+        prompt_set_digest: Some("ab".repeat(16)),
         baseline: None,
         link: Some(LinkRecord {
             transport: "tcp".into(),
@@ -276,5 +281,53 @@ pub fn record(cases: Vec<Case>) -> Record {
         }),
         cases,
         interference: None,
+        observed: Observed::default(),
+    }
+}
+
+/// Five scenes an arm: 40 prompt tokens run at 10 ms a token, 512 come and take 1 ms a token; on
+/// one node they stall it whole or by chunks of 256, and split they slow it to 12 ms.
+pub fn interference() -> Interference {
+    const MS: u64 = 1_000_000;
+    let scene = |arm, chunk_tokens: Option<u32>| {
+        let mut moments = Moments::default();
+        let mut t_ns = 0;
+        for index in 0..100 {
+            let came = index > 16;
+            t_ns += match (arm, chunk_tokens, index) {
+                (Arm::Single, None, 17) => 512 * MS,
+                (Arm::Single, Some(_), 17 | 18) => 266 * MS,
+                (Arm::Split, ..) if came && index <= 67 => 12 * MS,
+                _ => 10 * MS,
+            };
+            moments.token(t_ns, index);
+        }
+        let came_ns = moments.token_ns[16];
+        moments.newcomer_start_ns = came_ns;
+        moments.newcomer_first_token_ns = came_ns
+            + match (arm, chunk_tokens) {
+                (Arm::Split, _) => 510 * MS,
+                (Arm::Single, None) => 512 * MS,
+                (Arm::Single, Some(_)) => 532 * MS,
+            };
+        (0..5).map(move |repeat| InterferenceSample {
+            arm,
+            chunk_tokens,
+            warmup: false,
+            repeat,
+            moments: Some(moments.clone()),
+            error: None,
+        })
+    };
+    Interference {
+        running_prompt_tokens: 40,
+        running_output_tokens: 100,
+        comes_after_tokens: 17,
+        newcomer_prompt_tokens: 512,
+        demanded: Agreement::Identical,
+        samples: scene(Arm::Single, None)
+            .chain(scene(Arm::Single, Some(256)))
+            .chain(scene(Arm::Split, None))
+            .collect(),
     }
 }

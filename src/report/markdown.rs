@@ -30,7 +30,9 @@ pub(super) fn report(
     let mut figures = markdown_table(summary);
     figures.extend(auto_notes(summary).iter().map(|note| format!("\n{note}\n")));
     text += &section("Figures", &figures);
+    text += &section("Changes", &super::changes::section(summary));
     text += &section("Lossy on the wire", &super::lossy::section(summary));
+    text += &section("Interference", &super::interference::section(summary));
     text += &section("Checks", &checks(record));
     text += &section("Failed requests", &failures(summary));
     for chart in charts {
@@ -118,6 +120,9 @@ fn run(record: &Record) -> Vec<[String; 2]> {
             format!("{} bytes", model.kv_bytes_per_token),
         ],
     ];
+    if let Some(digest) = &record.prompt_set_digest {
+        rows.push(["prompt set".into(), digest.clone()]);
+    }
     if let Some(error) = &run.error {
         rows.push(["error".into(), one_line(error, VALUE_CHARS)]);
     }
@@ -201,6 +206,10 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
         Some(mbps) => format!("{} {} Gbps", i.name, mbps as f64 / 1e3),
         None => format!("{} of unknown speed", i.name),
     });
+    let cores = match &processor.cores {
+        Some(cores) => format!("{} ({cores})", processor.usable_cores),
+        None => processor.usable_cores.to_string(),
+    };
     let variables = environment.compute_variables.iter();
     let variables = variables.map(|(name, value)| format!("{name}={value}"));
     vec![
@@ -210,7 +219,7 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
         ("memory", or_unknown(host.memory_bytes.map(gib))),
         ("processor", or_unknown(processor.model.clone())),
         ("instruction set", processor.instruction_set.clone()),
-        ("cores usable", processor.usable_cores.to_string()),
+        ("cores usable", cores),
         ("compute threads", environment.threads.to_string()),
         ("compute variables", variables.collect::<Vec<_>>().join(" ")),
         ("network", interfaces.collect::<Vec<_>>().join(", ")),

@@ -1,10 +1,14 @@
 //! One row a request, for spreadsheets and scripts.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
+use crate::metrics::changes::ArmKey;
 use crate::metrics::clock::ClockOffset;
 use crate::metrics::figures::{ConnectionState, Figures};
 use crate::metrics::{Arm, Case, Node, Record, Sample, Transfer};
+use crate::stats::outliers;
 use crate::wire::message::{KvDtype, WireDtype};
 
 /// One request, flat; what is undefined is null or empty.
@@ -44,6 +48,8 @@ struct Row<'a> {
     decode_clock_error_ms: Option<f64>,
     transfer_overhead_pct: Option<f64>,
     effective_gbps: Option<f64>,
+    /// Whether E2E lies far outside the other samples of its arm; null where it enters no figure.
+    e2e_outlier: Option<bool>,
     error: Option<&'a str>,
 }
 
@@ -87,6 +93,7 @@ impl<'a> Row<'a> {
             decode_clock_error_ms: clock.map(|c| c.error_ns as f64 / 1e6),
             transfer_overhead_pct: figures.transfer_overhead_pct,
             effective_gbps: figures.effective_gbps,
+            e2e_outlier: None,
             error: sample.error.as_deref(),
         }
     }
@@ -94,9 +101,28 @@ impl<'a> Row<'a> {
 
 fn rows(record: &Record) -> impl Iterator<Item = Row<'_>> {
     let round_trip_ns = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
-    let samples =
-        (record.cases.iter()).flat_map(|case| case.samples.iter().map(move |s| (case, s)));
-    samples.map(move |(case, sample)| Row::of(case, sample, round_trip_ns))
+    (record.cases.iter()).flat_map(move |case| {
+        let samples = case.samples.iter();
+        let mut rows: Vec<Row> = samples.map(|s| Row::of(case, s, round_trip_ns)).collect();
+        flag_outliers(case, &mut rows);
+        rows
+    })
+}
+
+/// Judges every measured sample among those of its arm.
+fn flag_outliers(case: &Case, rows: &mut [Row]) {
+    let mut arms: BTreeMap<ArmKey, Vec<usize>> = BTreeMap::new();
+    for (at, sample) in case.samples.iter().enumerate() {
+        if sample.is_measured() && rows[at].e2e_ms.is_some() {
+            arms.entry(ArmKey::of(sample)).or_default().push(at);
+        }
+    }
+    for members in arms.values() {
+        let e2e_ms: Vec<f64> = members.iter().filter_map(|at| rows[*at].e2e_ms).collect();
+        for (at, is_outlier) in members.iter().zip(outliers(&e2e_ms)) {
+            rows[*at].e2e_outlier = Some(is_outlier);
+        }
+    }
 }
 
 /// Every request as one JSON object a line.
@@ -130,5 +156,17 @@ mod tests {
         let csv = samples_csv(&record).unwrap();
         assert_eq!(csv.lines().count(), requests + 1);
         assert!(csv.starts_with("prompt,prompt_tokens,output_tokens,arm,node"));
+    }
+
+    #[test]
+    fn a_sample_far_outside_its_arm_is_flagged() {
+        let mut record = record(vec![usual_case(512)]);
+        let samples = &mut record.cases[0].samples;
+        samples[4].events.iter_mut().for_each(|e| e.t_ns *= 2);
+        samples[5].warmup = true;
+        let flagged: Vec<Option<bool>> = rows(&record).map(|row| row.e2e_outlier).collect();
+        let mut wanted = vec![Some(false); 10];
+        (wanted[4], wanted[5]) = (Some(true), None);
+        assert_eq!(flagged, wanted);
     }
 }

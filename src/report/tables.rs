@@ -12,10 +12,12 @@ use tabled::settings::object::{Columns, Rows};
 use tabled::settings::style::HorizontalLine;
 use tabled::settings::{Alignment, Modify, Padding, Style};
 
+use super::changes::CHANCE;
 use super::number::{count, one_line, significant};
 use crate::metrics::Arm;
+use crate::metrics::changes::SummaryChange;
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
-use crate::stats::Figure;
+use crate::stats::{Change, Figure};
 
 /// Significant digits of a table's figures.
 const DIGITS: usize = 4;
@@ -28,8 +30,8 @@ struct Column {
     /// Name over unit.
     head: [&'static str; 2],
     figure: fn(&SummaryArm) -> Option<Figure>,
-    /// Whether the ratio of the arms says something.
-    has_ratio: bool,
+    /// How it changes between arms, where that says something.
+    change: Option<fn(&SummaryChange) -> Option<Change>>,
     /// The column with the smallest rank goes first where the width is too small.
     rank: u8,
 }
@@ -37,34 +39,35 @@ struct Column {
 const fn column(
     head: [&'static str; 2],
     figure: fn(&SummaryArm) -> Option<Figure>,
-    has_ratio: bool,
+    change: Option<fn(&SummaryChange) -> Option<Change>>,
     rank: u8,
 ) -> Column {
     Column {
         head,
         figure,
-        has_ratio,
+        change,
         rank,
     }
 }
 
 const COLUMNS: [Column; 7] = [
-    column(["TTFT", "ms"], |a| a.ttft_ms, true, 3),
-    column(["TTST", "ms"], |a| a.ttst_ms, true, 2),
-    column(["TPOT", "ms"], |a| a.tpot_ms, true, 1),
-    column(["E2E", "ms"], |a| a.e2e_ms, true, 7),
-    column(["exposed", "ms"], |a| a.exposed_transfer_ms, false, 5),
+    column(["TTFT", "ms"], |a| a.ttft_ms, Some(|c| c.ttft_ms), 3),
+    column(["TTST", "ms"], |a| a.ttst_ms, Some(|c| c.ttst_ms), 2),
+    column(["TPOT", "ms"], |a| a.tpot_ms, Some(|c| c.tpot_ms), 1),
+    column(["E2E", "ms"], |a| a.e2e_ms, Some(|c| c.e2e_ms), 7),
+    column(["exposed", "ms"], |a| a.exposed_transfer_ms, None, 5),
     column(
         ["overhead", "% of E2E"],
         |a| a.transfer_overhead_pct,
-        false,
+        None,
         6,
     ),
-    column(["rate", "Gbps"], |a| a.effective_gbps, false, 4),
+    column(["rate", "Gbps"], |a| a.effective_gbps, None, 4),
 ];
 
-/// The arms of every case side by side, at most `width` columns wide: medians, the spread of E2E,
-/// a row of ratios, then what the checks gave. Columns that do not fit are left out.
+/// The arms of every case side by side, at most `width` columns wide: medians, how sure E2E is, a
+/// row of ratios (`~` where the change may be chance), then how E2E changes and what the checks
+/// gave. Columns that do not fit are left out.
 pub fn comparison_table(summary: &Summary, width: usize) -> String {
     let mut columns: Vec<&Column> = COLUMNS.iter().collect();
     let table = loop {
@@ -76,7 +79,8 @@ pub fn comparison_table(summary: &Summary, width: usize) -> String {
         let rank = columns.iter().map(|c| c.rank).min();
         columns.retain(|c| Some(c.rank) != rank);
     };
-    let mut notes = vec![samples_note(summary) + "; ±: half of max - min"];
+    let mut notes = vec![samples_note(summary) + "; ±: half of the median's 95% interval"];
+    notes.extend(super::changes::notes(summary));
     notes.extend(checks_note(summary));
     notes.extend(auto_notes(summary));
     notes.extend(super::lossy::notes(summary));
@@ -108,9 +112,10 @@ fn terminal_table(summary: &Summary, columns: &[&Column]) -> String {
             builder.push_record(row.into_iter().chain(figures).chain([spread(arm.e2e_ms)]));
         }
         if let Some((single, split)) = pair(case) {
-            let ratios = columns.iter().map(|c| match c.has_ratio {
-                true => ratio((c.figure)(single), (c.figure)(split)),
-                false => String::new(),
+            let change = case.change(single, split);
+            let ratios = columns.iter().map(|c| match c.change {
+                Some(of) => ratio((c.figure)(single), (c.figure)(split), change.and_then(of)),
+                None => String::new(),
             });
             let row = [String::new(), "ratio".to_owned()]
                 .into_iter()
@@ -142,7 +147,7 @@ pub fn markdown_table(summary: &Summary) -> String {
         .iter()
         .map(|c| format!("{} {}", c.head[0], c.head[1]));
     let first = ["prompt", "tokens", "arm", "n"].map(String::from);
-    let last = ["E2E min to max ms", "check"].map(String::from);
+    let last = ["E2E 95% interval ms", "E2E min to max ms", "check"].map(String::from);
     builder.push_record(first.into_iter().chain(heads).chain(last));
     for case in &summary.cases {
         let check = case.outputs.map_or(NONE.to_owned(), |o| o.to_string());
@@ -151,21 +156,22 @@ pub fn markdown_table(summary: &Summary) -> String {
         };
         if case.arms.is_empty() {
             let nothing = COLUMNS.iter().map(|_| NONE.to_owned());
-            let last = [NONE.to_owned(), check.clone()];
+            let last = [NONE.to_owned(), NONE.to_owned(), check.clone()];
             builder.push_record(lead("failed".into(), "0".into()).chain(nothing).chain(last));
         }
         for arm in &case.arms {
             let figures = COLUMNS.iter().map(|c| median((c.figure)(arm)));
-            let range = arm.e2e_ms.map_or(NONE.to_owned(), |f| {
-                format!(
-                    "{} to {}",
-                    significant(f.min, DIGITS),
-                    significant(f.max, DIGITS)
-                )
-            });
+            let range = |ends: Option<(f64, f64)>| {
+                ends.map_or(NONE.to_owned(), |(low, high)| {
+                    let (low, high) = (significant(low, DIGITS), significant(high, DIGITS));
+                    format!("{low} to {high}")
+                })
+            };
+            let interval = range(arm.e2e_ms.and_then(|f| f.interval()));
+            let range = range(arm.e2e_ms.map(|f| (f.min, f.max)));
             let n = arm.e2e_ms.map_or(0, |f| f.n).to_string();
             let row = lead(name(case, arm, " "), n).chain(figures);
-            builder.push_record(row.chain([range, check.clone()]));
+            builder.push_record(row.chain([interval, range, check.clone()]));
         }
     }
     let mut table = builder.build();
@@ -186,16 +192,21 @@ fn median(figure: Option<Figure>) -> String {
     figure.map_or(NONE.to_owned(), |f| significant(f.median, DIGITS))
 }
 
-/// Half of the range from smallest to largest, in percent of the median.
+/// Half of the median's interval, in percent of the median.
 fn spread(figure: Option<Figure>) -> String {
-    let percent = |f: Figure| 50.0 * (f.max - f.min) / f.median;
-    let figure = figure.filter(|f| f.n > 1 && f.median > 0.0);
-    figure.map_or(NONE.to_owned(), |f| format!("{:.1}", percent(f)))
+    let percent = |f: Figure| {
+        let (low, high) = f.interval()?;
+        (f.median > 0.0).then(|| 50.0 * (high - low) / f.median)
+    };
+    figure
+        .and_then(percent)
+        .map_or(NONE.to_owned(), |percent| format!("{percent:.1}"))
 }
 
-/// How many times the single arm's time the split arm takes.
-fn ratio(single: Option<Figure>, split: Option<Figure>) -> String {
+/// How many times the single arm's time the split arm takes, unless that may be chance.
+fn ratio(single: Option<Figure>, split: Option<Figure>, change: Option<Change>) -> String {
     match (single, split) {
+        _ if change.is_some_and(|change| !change.significant) => CHANCE.to_owned(),
         (Some(single), Some(split)) if single.median > 0.0 => {
             format!("{:.2}x", split.median / single.median)
         }
@@ -298,7 +309,7 @@ fn failures(summary: &Summary) -> Vec<String> {
 }
 
 /// Breaks a text between words into lines of at most `width` characters; longer words stay whole.
-fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {

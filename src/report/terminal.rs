@@ -29,6 +29,7 @@ pub fn to_terminal(record: &Record) -> String {
             parts.extend(case.arms.iter().map(|arm| pipeline_summary(case, arm)));
         }
     }
+    parts.extend(super::interference::to_terminal(&summary, WIDTH));
     parts.extend(
         record
             .baseline

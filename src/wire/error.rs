@@ -180,6 +180,16 @@ pub enum WireError {
         /// How long was waited.
         after: Duration,
     },
+    /// Small messages pass, full segments do not.
+    #[error(
+        "the handshake got through and bulk data does not: segments of {segment_bytes} bytes were sent again {resent} times and never acknowledged, so something on the way drops them, a smaller MTU or a firewall: `ping -M do -s {segment_bytes}` to the peer must pass, else lower the MTU of this interface"
+    )]
+    BulkHangs {
+        /// Payload of a full segment, in bytes.
+        segment_bytes: u32,
+        /// How often segments were sent again on that connection.
+        resent: u32,
+    },
     /// No connection could be made; the text names the next step.
     #[error("{0}")]
     Connect(String),
@@ -214,6 +224,7 @@ impl WireError {
             | Self::BadMagic { .. }
             | Self::Refused { .. }
             | Self::PeerFailed { .. }
+            | Self::BulkHangs { .. }
             | Self::Connect(_)
             | Self::Listen(_)
             | Self::SocketOption(_) => None,

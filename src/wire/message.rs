@@ -371,6 +371,9 @@ pub struct Done {
     /// Memory of the decode node.
     #[serde(default)]
     pub memory: Option<NodeMemory>,
+    /// What the decode node's process and machine did so far, passed through unread.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub activity: serde_json::Value,
     /// How busy receiving kept the decode node; a probe's alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiving: Option<Receiving>,

@@ -1,19 +1,19 @@
 //! Why a prompt set could not be made.
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 
-use super::jsonl::{
-    MAX_LINE_BYTES, MAX_NAME_CHARS, MAX_OUTPUT_TOKENS, MAX_PROMPTS, MAX_SOURCE_BYTES,
-};
+use super::item::{MAX_NAME_CHARS, MAX_OUTPUT_TOKENS};
+use super::reading::{MAX_ITEM_BYTES, MAX_PROMPTS, MAX_SOURCE_BYTES};
 
 /// Why a prompt set could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkloadError {
     /// The file could not be opened or read.
     #[error(
-        "cannot read prompts from {file}: {reason}: \
-         wanted a JSONL file with lines like {{\"prompt\": \"...\"}}, or - for stdin"
+        "cannot read prompts from {file}: {reason}: wanted JSON lines like {{\"prompt\": \"...\"}}, \
+         or a JSON array of such objects, of OpenAI messages or of ShareGPT conversations; - is stdin"
     )]
     Read {
         /// Path, or `stdin`.
@@ -21,18 +21,18 @@ pub enum WorkloadError {
         /// What the system said.
         reason: io::Error,
     },
-    /// A line is not a prompt.
-    #[error("{file}: line {line}: {problem}")]
-    Line {
+    /// A line or item is not a prompt.
+    #[error("{file}: {place}: {problem}")]
+    Content {
         /// Path, or `stdin`.
         file: String,
-        /// Counted from 1.
-        line: usize,
-        /// What is wrong with it, and what was wanted.
-        problem: LineProblem,
+        /// Where in it.
+        place: Place,
+        /// What is wrong there, and what was wanted.
+        problem: Problem,
     },
-    /// Nothing but blank lines.
-    #[error("{file} holds no prompts: wanted at least one line like {{\"prompt\": \"...\"}}")]
+    /// Nothing but blank lines, or an empty array.
+    #[error("{file} holds no prompts: wanted at least one object like {{\"prompt\": \"...\"}}")]
     NoPrompts {
         /// Path, or `stdin`.
         file: String,
@@ -56,15 +56,42 @@ pub enum WorkloadError {
     NoTokens(String),
 }
 
-/// What is wrong with a line of a prompt file.
+/// Where in a prompt file; counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A line.
+    Line(usize),
+    /// An item of a JSON array.
+    Item(usize),
+}
+
+impl Place {
+    /// Names a prompt that has no name.
+    pub(super) fn name(self) -> String {
+        self.to_string().replace(' ', "-")
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(number) => write!(f, "line {number}"),
+            Self::Item(number) => write!(f, "item {number}"),
+        }
+    }
+}
+
+/// What is wrong with a line or an item of a prompt file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LineProblem {
+pub enum Problem {
     /// Bytes that are no text.
     #[error("not UTF-8: save the file as UTF-8")]
     NotUtf8,
-    /// More than [`MAX_LINE_BYTES`].
-    #[error("longer than {MAX_LINE_BYTES} bytes: wanted one prompt a line, shorten or split it")]
-    LineTooLong,
+    /// More than [`MAX_ITEM_BYTES`].
+    #[error(
+        "longer than {MAX_ITEM_BYTES} bytes: wanted one prompt a line or item, shorten or split it"
+    )]
+    TooLong,
     /// The source as a whole holds more than [`MAX_SOURCE_BYTES`].
     #[error("more than {MAX_SOURCE_BYTES} bytes up to here: split the file over several runs")]
     SourceTooLong,
@@ -74,12 +101,21 @@ pub enum LineProblem {
     /// Broken JSON; the parser's words.
     #[error("not valid JSON ({0}): wanted one object a line, like {{\"prompt\": \"...\"}}")]
     NotJson(String),
+    /// A broken array; the parser's words.
+    #[error("not valid JSON ({0}): wanted one array of objects, since the file begins with [")]
+    NotAnArray(String),
     /// JSON, but not an object.
     #[error("got {0}: wanted an object like {{\"prompt\": \"...\", \"max_tokens\": 50}}")]
     NotAnObject(&'static str),
-    /// No key `prompt`.
-    #[error("no \"prompt\": wanted an object like {{\"prompt\": \"...\", \"max_tokens\": 50}}")]
+    /// No key of any of the shapes.
+    #[error(
+        "no \"prompt\", \"messages\" or \"conversations\": wanted an object like \
+         {{\"prompt\": \"...\", \"max_tokens\": 50}}"
+    )]
     NoPrompt,
+    /// A conversation without a user.
+    #[error("no turn of the user: wanted at least one, remove the item")]
+    NoUser,
     /// A key whose value is of another type.
     #[error("\"{key}\" is {got}: wanted {wanted}")]
     WrongType {
@@ -90,8 +126,25 @@ pub enum LineProblem {
         /// Type it should have.
         wanted: &'static str,
     },
+    /// A turn of a conversation is wrong.
+    #[error("turn {number}: {problem}")]
+    Turn {
+        /// Counted from 1.
+        number: usize,
+        /// What is wrong with it.
+        problem: Box<Problem>,
+    },
+    /// A turn lacks one of two keys.
+    #[error("no \"{}\": wanted it, or \"{}\"", .0[0], .0[1])]
+    NoKey([&'static str; 2]),
+    /// A role that no chat template knows.
+    #[error("role {0:?}: wanted system, user or assistant (ShareGPT: system, human or gpt)")]
+    BadRole(String),
+    /// A part of a content that is no text.
+    #[error("a part of its content is no text: wanted {{\"type\": \"text\", \"text\": \"...\"}}")]
+    NotText,
     /// White space alone.
-    #[error("\"prompt\" is blank: give it a text or remove the line")]
+    #[error("the prompt is blank: give it a text or remove it")]
     BlankPrompt,
     /// Zero, negative, fractional or too large.
     #[error("\"max_tokens\" is {0}: wanted a whole number from 1 to {MAX_OUTPUT_TOKENS}")]
@@ -102,11 +155,11 @@ pub enum LineProblem {
     )]
     BadName,
     /// The name of another prompt of the set.
-    #[error("the name {name:?} is taken by line {first_line}: give each prompt a name of its own")]
+    #[error("the name {name:?} is taken by {first}: give each prompt a name of its own")]
     DuplicateName {
         /// The name.
         name: String,
-        /// Line that has it first.
-        first_line: usize,
+        /// What has it first.
+        first: Place,
     },
 }

@@ -44,7 +44,6 @@ pub fn grid<E: Into<Box<dyn Error + Send + Sync>>>(
             tokens: prefix.iter().chain(text).copied().take(length).collect(),
             output_tokens,
             ignore_eos: true,
-            text: None,
         }
     };
     Ok(prompt_tokens.iter().map(prompt).collect())
@@ -90,7 +89,6 @@ mod tests {
             assert_eq!(prompt.tokens.len(), length);
             assert_eq!(prompt.name, format!("{length}-tokens"));
             assert_eq!((prompt.output_tokens, prompt.ignore_eos), (50, true));
-            assert_eq!(prompt.text, None);
         }
     }
 

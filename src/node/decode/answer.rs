@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::ServedRequest;
+use crate::environment::Activity;
 use crate::metrics::{Event, EventName, Finish, StepProof};
 use crate::node::generation::Request;
 use crate::wire::message::{self, Done, NodeMemory, StepRecord};
@@ -20,6 +21,7 @@ impl Answer {
         proofs: &[StepProof],
         cache_digest: Option<String>,
         memory: NodeMemory,
+        activity: Activity,
     ) -> Done {
         let step = |proof: &StepProof| StepRecord {
             digest: proof.digest.clone(),
@@ -35,6 +37,7 @@ impl Answer {
             events: self.events.iter().map(to_wire).collect(),
             cache_digest,
             memory: Some(memory),
+            activity: serde_json::to_value(activity).unwrap_or_default(),
             receiving: None,
         }
     }

@@ -65,7 +65,13 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                     events,
                     tokens: Vec::new(),
                 };
-                let mut done = answer.done(Finish::Length, &[], None, self.node.memory());
+                let mut done = answer.done(
+                    Finish::Length,
+                    &[],
+                    None,
+                    self.node.memory(),
+                    self.node.activity(),
+                );
                 done.receiving = Some(receiving);
                 (self.writer)
                     .write_control(Kind::Done, self.session.id, number, &done)

@@ -43,7 +43,8 @@ fn the_table_of_a_usual_run() {
             "split", "128.0", "150.8", "20.06", "1111", "2.359", "0.212", "10.00", "0.2"
         ]
     );
-    assert_eq!(rows[5], ["ratio", "1.00x", "1.02x", "1.00x", "1.00x"]);
+    // Only the second token is later by more than the samples are apart.
+    assert_eq!(rows[5], ["ratio", "~", "1.02x", "~", "~"]);
     assert!(table.contains("medians of 5 samples an arm"), "{table}");
     assert!(
         table.contains("check: outputs identical (2 of 2 prompts compared)"),
@@ -121,7 +122,7 @@ fn markdown_keeps_its_columns() {
     assert!(table.contains(r"| a \| b\\ "), "{table}");
     let bars = |l: &str| l.replace(r"\|", "").matches('|').count();
     let rows: Vec<usize> = table.lines().take(4).map(bars).collect();
-    assert_eq!(rows, [14; 4], "{table}");
+    assert_eq!(rows, [15; 4], "{table}");
     assert!(table.contains("| identical |"), "{table}");
 }
 

@@ -1,0 +1,53 @@
+//! `compare`: two recorded runs, what changed, and whether that is allowed.
+
+use std::path::Path;
+
+use crate::cli::{CompareArgs, Format};
+use crate::compare::Comparison;
+use crate::failure::Failure;
+use crate::metrics::Record;
+use crate::preparation::RUN_FILE;
+
+/// Reads, compares, writes, and fails where a gate is broken.
+pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
+    let (old, new) = (read(&args.old)?, read(&args.new)?);
+    let mut comparison = Comparison::between(&old, &new).map_err(|differences| {
+        Failure::Setting(format!(
+            "{} and {} are runs of unlike experiments ({}): compare runs of the same prompts, model and settings",
+            args.old.display(),
+            args.new.display(),
+            differences.join("; ")
+        ))
+    })?;
+    let mut broken = Vec::new();
+    for gate in &args.fail_on {
+        broken.extend(gate.broken_by(&comparison).map_err(Failure::Setting)?);
+        let blind_spots = gate.blind_spots(&comparison);
+        comparison.warnings.extend(blind_spots);
+    }
+    let text = match args.output.format {
+        Format::Table => comparison.to_terminal(),
+        Format::Md => comparison.to_markdown(),
+        Format::Json => serde_json::to_string_pretty(&comparison)?,
+        other => {
+            return Err(Failure::Setting(format!(
+                "--format {other:?} is not for compare: choose table, md or json"
+            ))
+            .into());
+        }
+    };
+    args.output.put(&text)?;
+    match broken.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Regression(broken.join("; ")).into()),
+    }
+}
+
+/// A run file, or that of a run's folder.
+fn read(path: &Path) -> Result<Record, Failure> {
+    let file = match path.is_dir() {
+        true => path.join(RUN_FILE),
+        false => path.to_path_buf(),
+    };
+    Record::read(&file).map_err(|error| Failure::Setting(format!("{error:#}")))
+}

@@ -1,0 +1,233 @@
+//! What a running sequence suffers while another prompt is prefilled: a table under those of the
+//! cases, and a section of the Markdown report.
+
+use tabled::builder::Builder;
+use tabled::settings::formatting::AlignmentStrategy;
+use tabled::settings::object::{Columns, Rows};
+use tabled::settings::style::HorizontalLine;
+use tabled::settings::{Alignment, Modify, Padding, Style};
+
+use super::number::{count, significant};
+use super::tables;
+use crate::metrics::Arm;
+use crate::metrics::interference::{InterferenceArm, NodeCores, SummaryInterference};
+use crate::metrics::summary::Summary;
+use crate::stats::Figure;
+
+/// Significant digits of times.
+const DIGITS: usize = 4;
+
+/// Stands for what is undefined.
+const NONE: &str = "-";
+
+/// Names over units.
+const HEADS: [[&str; 2]; 6] = [
+    ["", "arm"],
+    ["undisturbed", "ITL ms"],
+    ["worst", "ITL ms"],
+    ["p95", "ITL ms"],
+    ["lost", "ms"],
+    ["newcomer's", "TTFT ms"],
+];
+
+/// Title, table and notes, at most `width` columns wide; `None` where it was not measured.
+pub(super) fn to_terminal(summary: &Summary, width: usize) -> Option<String> {
+    let measured = summary.interference.as_ref()?;
+    let mut table = builder(measured, "\n").build();
+    table
+        .with(Style::empty().horizontals([(1, HorizontalLine::new('─'))]))
+        .with(Padding::new(0, 2, 0, 0))
+        .with(AlignmentStrategy::PerLine)
+        .with(Modify::new(Columns::new(..)).with(Alignment::right()))
+        .with(Modify::new(Columns::one(0)).with(Alignment::left()))
+        .with(Modify::new(Rows::first()).with(Alignment::bottom()));
+    let table = table.to_string();
+    let lines = table.lines().map(|line| line.trim_end().to_owned());
+    let notes = notes(measured);
+    let notes = notes.iter().flat_map(|note| tables::wrapped(note, width));
+    let title = tables::wrapped(&title(measured), width);
+    let all: Vec<String> = title.into_iter().chain(lines).chain(notes).collect();
+    Some(all.join("\n"))
+}
+
+/// The same in Markdown; empty where it was not measured.
+pub(super) fn section(summary: &Summary) -> String {
+    let Some(measured) = &summary.interference else {
+        return String::new();
+    };
+    let mut table = builder(measured, " ").build();
+    let right = Modify::new(Columns::new(1..)).with(Alignment::right());
+    table.with(Style::markdown()).with(right);
+    let notes: String = notes(measured).iter().map(|n| format!("\n{n}\n")).collect();
+    format!("{}:\n\n{table}\n{notes}", title(measured))
+}
+
+fn title(measured: &SummaryInterference) -> String {
+    let node = |name: &str, node: &NodeCores| {
+        let cores = match &node.cores {
+            Some(cores) => format!("cores {cores}"),
+            None => "cores unknown".to_owned(),
+        };
+        format!(
+            "{name} node on {cores} with {}",
+            count(node.threads, "thread")
+        )
+    };
+    let mut nodes = node("prefill", &measured.prefill_node);
+    if let Some(decode) = &measured.decode_node {
+        nodes += &format!(", {}", node("decode", decode));
+    }
+    format!(
+        "A running sequence ({} prompt tokens) while a prompt of {} tokens is prefilled; {nodes}",
+        measured.running_prompt_tokens, measured.newcomer_prompt_tokens,
+    )
+}
+
+fn builder(measured: &SummaryInterference, separator: &str) -> Builder {
+    let mut builder = Builder::default();
+    builder.push_record(HEADS.map(|head| head.join(separator).trim().to_owned()));
+    for arm in &measured.arms {
+        let median = |figure: Option<Figure>| or_none(figure.map(|f| f.median));
+        builder.push_record([
+            name(arm),
+            median(arm.undisturbed_itl_ms),
+            median(arm.worst_itl_ms),
+            or_none(arm.p95_itl_ms),
+            median(arm.lost_ms),
+            median(arm.newcomer_ttft_ms),
+        ]);
+    }
+    builder
+}
+
+/// As tables and sentences call an arm.
+pub(super) fn name(arm: &InterferenceArm) -> String {
+    match (arm.arm, arm.chunk_tokens) {
+        (Arm::Split, _) => "split".to_owned(),
+        (Arm::Single, None) => "single, whole prompt".to_owned(),
+        (Arm::Single, Some(chunk)) => format!("single, chunks of {chunk}"),
+    }
+}
+
+fn notes(measured: &SummaryInterference) -> Vec<String> {
+    let samples = measured
+        .arms
+        .iter()
+        .filter_map(|arm| Some(arm.worst_itl_ms?.n));
+    let least = samples.min().unwrap_or(0);
+    let mut notes = vec![format!(
+        "medians of {} an arm; worst, p95 (over all samples; - below 20 gaps): gaps while the prompt is prefilled; lost: by how much those tokens came later than undisturbed",
+        count(least, "sample"),
+    )];
+    for arm in &measured.arms {
+        if arm.cut_short > 0 {
+            notes.push(format!(
+                "{}: the running sequence ended before the prefill in {}, which are in no figure: give a shorter prompt beside it",
+                name(arm),
+                count(arm.cut_short, "sample"),
+            ));
+        }
+        if arm.failed > 0 {
+            notes.push(format!(
+                "{}: {} failed",
+                name(arm),
+                count(arm.failed, "sample")
+            ));
+        }
+    }
+    notes.extend(measured.same_tokens.map(|same| match same {
+        true => "the running sequence has the same tokens in all of them".to_owned(),
+        false => "THE RUNNING SEQUENCE HAS OTHER TOKENS in some of them".to_owned(),
+    }));
+    notes
+}
+
+fn or_none(value: Option<f64>) -> String {
+    value.map_or(NONE.to_owned(), |value| significant(value, DIGITS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture::{interference, record, usual_case};
+
+    #[test]
+    fn the_arms_stand_under_each_other_with_the_cores_of_both_nodes() {
+        let mut record = record(vec![usual_case(512)]);
+        record.interference = Some(interference());
+        record.environment.prefill.processor.cores = Some([0, 1].into_iter().collect());
+        record.environment.decode.as_mut().unwrap().processor.cores = None;
+        let summary = Summary::of(&record);
+        let text = to_terminal(&summary, 80).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines.iter().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+        assert_eq!(
+            lines[..3].join(" "),
+            "A running sequence (40 prompt tokens) while a prompt of 512 tokens is prefilled; \
+             prefill node on cores 0-1 with 2 threads, decode node on cores unknown with 2 threads"
+        );
+        let rows: Vec<Vec<&str>> = lines[6..9]
+            .iter()
+            .map(|line| {
+                line.split("  ")
+                    .map(str::trim)
+                    .filter(|c| !c.is_empty())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            rows[0],
+            [
+                "single, whole prompt",
+                "10.00",
+                "512.0",
+                "-",
+                "502.0",
+                "512.0"
+            ]
+        );
+        assert_eq!(rows[1][..3], ["single, chunks of 256", "10.00", "266.0"]);
+        assert_eq!(
+            rows[2],
+            ["split", "10.00", "12.00", "12.00", "86.00", "510.0"]
+        );
+        assert!(text.contains("the same tokens in all"), "{text}");
+
+        let section = section(&summary);
+        assert!(section.contains("| single, whole prompt "), "{section}");
+        assert!(section.contains("| undisturbed ITL ms "), "{section}");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_shown() {
+        let summary = Summary::of(&record(vec![usual_case(512)]));
+        assert!(to_terminal(&summary, 80).is_none() && section(&summary).is_empty());
+    }
+
+    #[test]
+    fn what_went_wrong_is_said() {
+        let mut record = record(vec![usual_case(512)]);
+        let mut all = interference();
+        let split = all.samples.iter_mut().filter(|s| s.arm == Arm::Split);
+        for (i, sample) in split.enumerate() {
+            match i {
+                0 => (sample.moments, sample.error) = (None, Some("peer closed".into())),
+                _ => sample.moments.as_mut().unwrap().token_ns.truncate(20),
+            }
+        }
+        all.samples[1].moments.as_mut().unwrap().tokens[0] = 77;
+        record.interference = Some(all);
+        let text = to_terminal(&Summary::of(&record), 80)
+            .unwrap()
+            .replace('\n', " ");
+        assert!(
+            text.contains("split: the running sequence ended before"),
+            "{text}"
+        );
+        assert!(text.contains("split: 1 sample failed"), "{text}");
+        assert!(text.contains("OTHER TOKENS"), "{text}");
+    }
+}
