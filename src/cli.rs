@@ -59,6 +59,8 @@ pub enum Command {
     Link(LinkCommandArgs),
     /// What can be run by name; what a model file holds and what it becomes
     Models(ModelsArgs),
+    /// What other links, RDMA or a faster engine would change: from a run, or from a model's shape
+    Project(ProjectArgs),
     /// The experiment: the same prompts on one node and split over two, compared
     Split(SplitArgs),
     /// Two recorded runs: what changed, whether that may be chance, and whether it is allowed
@@ -399,9 +401,12 @@ pub struct LinkCommandArgs {
     /// Time for each combination; one that cannot have a cold and a warm transfer in it is left out
     #[arg(long, default_value = "3", value_name = "SECONDS", value_parser = parse_seconds)]
     pub seconds_per_row: Duration,
-    /// Pause before one more transfer of each size, over connections gone idle; 0 leaves it out
+    /// Pause before more transfers of each size, over connections gone idle; 0 leaves them out
     #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = parse_seconds)]
     pub idle_seconds: Duration,
+    /// Transfers of each size and number of streams after such a pause
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub idle_repeats: u32,
     /// Interface, or its address, that connections to the peer leave by [default: as routed]
     #[arg(long, value_name = "ADDRESS|INTERFACE", requires = "peer")]
     pub bind: Option<String>,
@@ -472,6 +477,75 @@ pub struct ShowModelArgs {
     /// kernels here, else q8; f32 for a file of floats]
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<WeightsFormat>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench project reports/20260101T120000Z-split          the run's requests on 1 to 400 Gbit/s
+  disagg-bench project RUN --link-fit link.json --gbps 25,100  over the link of another sweep
+  disagg-bench project RUN --prefill-tokens-per-s 20000 --decode-tokens-per-s 150
+  disagg-bench project LOOPBACK_RUN --link-fit link.json --against RUN_OVER_THAT_LINK
+  disagg-bench project --model llama-3.1-70b --prompt 4096 --gbps 25 --prefill-tokens-per-s 8000")]
+pub struct ProjectArgs {
+    /// A run: its folder or its run.json
+    #[arg(value_name = "RUN", required_unless_present = "model")]
+    pub run: Option<PathBuf>,
+    /// Project TCP from what `link --format json -o FILE` wrote, instead of the run's own fit
+    #[arg(long, value_name = "FILE")]
+    pub link_fit: Option<PathBuf>,
+    /// Line rates in Gbit/s [default: 1,10,25,50,100,200,400]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = parse_rate)]
+    pub gbps: Vec<f64>,
+    /// Hold the projection against runs over that link: the fitted one, or one of the one --gbps
+    #[arg(long, value_name = "RUN", num_args = 1.., conflicts_with = "model")]
+    pub against: Vec<PathBuf>,
+    /// Without a run: a published model by name, or the path of a config.json
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "run", requires_all = ["prompt", "prefill_tokens_per_s"])]
+    pub model: Option<String>,
+    /// Prompt length, with --model
+    #[arg(long, value_name = "TOKENS", requires = "model", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub prompt: Option<u32>,
+    /// Element type of the cache, with --model
+    #[arg(long, default_value = "f16", value_name = "DTYPE")]
+    pub kv_dtype: CacheElement,
+    /// Prefill speed of the engine that is asked about
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
+    pub prefill_tokens_per_s: Option<f64>,
+    /// Its decode speed, one sequence [default: as measured]
+    #[arg(long, value_name = "N", requires = "prefill_tokens_per_s", value_parser = parse_rate)]
+    pub decode_tokens_per_s: Option<f64>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Element of a cache that is not ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CacheElement {
+    F32,
+    F16,
+    Bf16,
+    Fp8,
+}
+
+impl CacheElement {
+    /// Its size.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Fp8 => 1,
+        }
+    }
+}
+
+/// Highest rate that a flag takes: above any link and engine, and low enough to compute with.
+const MAX_RATE: f64 = 1e9;
+
+/// Reads a rate such as `25` or `0.1`.
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok();
+    (rate.filter(|rate| *rate > 0.0 && *rate <= MAX_RATE))
+        .ok_or_else(|| format!("{text:?} is no rate: write a number above 0, at most {MAX_RATE}"))
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ pub mod baseline;
 pub mod compare;
 pub mod link;
 pub mod models;
+pub mod project;
 pub mod run_prefill;
 pub mod serve_decode;
 pub mod split;

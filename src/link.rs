@@ -29,6 +29,17 @@ pub struct Times {
     pub warm_ns: Vec<u64>,
     /// One more after the connections had idled; null where that was not measured.
     pub after_idle_ns: Option<u64>,
+    /// Further ones, each after idling again.
+    #[serde(default)]
+    pub more_after_idle_ns: Vec<u64>,
+}
+
+impl Times {
+    /// The median of the transfers after idle.
+    pub fn median_after_idle_ns(&self) -> Option<f64> {
+        let all = self.after_idle_ns.iter().chain(&self.more_after_idle_ns);
+        Some(Figure::of(&all.map(|ns| *ns as f64).collect::<Vec<_>>())?.median)
+    }
 }
 
 /// One combination of a sweep. Cold, warm and after idle are told apart: a median is of warm
@@ -47,7 +58,7 @@ pub struct Row {
     pub gbps: Figure,
     /// KV bits over the time of the first transfer of new connections.
     pub cold_gbps: f64,
-    /// The same after the connections had idled; null where that was not measured.
+    /// The same after the connections had idled, a median; null where that was not measured.
     pub after_idle_gbps: Option<f64>,
     /// What was measured.
     pub times: Times,
@@ -68,7 +79,7 @@ impl Row {
             transfer_ms: figure(&|ns| ns / 1e6)?,
             gbps: figure(&gbps)?,
             cold_gbps: gbps(times.cold_ns as f64),
-            after_idle_gbps: times.after_idle_ns.map(|ns| gbps(ns as f64)),
+            after_idle_gbps: times.median_after_idle_ns().map(gbps),
             times,
         })
     }

@@ -53,7 +53,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::ServeDecode(args) => Some(&args.model),
         Command::RunPrefill(args) => Some(&args.model),
         Command::Split(args) => Some(&args.model),
-        Command::Compare(_) | Command::Link(_) | Command::Models(_) => None,
+        Command::Compare(_) | Command::Link(_) | Command::Models(_) | Command::Project(_) => None,
     };
     let cores = model.and_then(|model| model.cores.as_ref());
     let threads = preparation::threads(model.and_then(|model| model.threads), cores);
@@ -90,6 +90,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::Compare(args) => cmd::compare::run(args),
         Command::Link(args) => cmd::link::run(args, threads, &terminal),
         Command::Models(args) => cmd::models::run(args, &terminal),
+        Command::Project(args) => cmd::project::run(args),
         Command::Split(args) => cmd::split::run(args, settings, threads, &terminal),
     }
 }

@@ -10,6 +10,7 @@ mod interference;
 mod lossy;
 mod markdown;
 pub mod number;
+pub mod projected;
 mod rows;
 pub mod tables;
 mod terminal;
@@ -22,13 +23,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use projected::Projected;
+
 use crate::metrics::summary::Summary;
 use crate::metrics::{Record, write_atomically};
 
 /// `report.md` as text.
 pub fn to_markdown(record: &Record) -> String {
-    let summary = Summary::of(record);
-    markdown::report(record, &summary, &charts::all(&summary))
+    let (summary, projected) = (Summary::of(record), Projected::of(record));
+    let charts = charts::all(&summary, &projected.outlooks);
+    markdown::report(record, &summary, &projected, &charts)
 }
 
 /// Writes `summary.json`, the charts that have something to show and `report.md` into a folder,
@@ -36,13 +40,13 @@ pub fn to_markdown(record: &Record) -> String {
 pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the report folder {}", folder.display()))?;
-    let summary = Summary::of(record);
-    let charts = charts::all(&summary);
+    let (summary, projected) = (Summary::of(record), Projected::of(record));
+    let charts = charts::all(&summary, &projected.outlooks);
     let mut files = vec![(
         "summary.json",
         serde_json::to_string_pretty(&summary)? + "\n",
     )];
-    let report = markdown::report(record, &summary, &charts);
+    let report = markdown::report(record, &summary, &projected, &charts);
     files.extend(charts.into_iter().map(|chart| (chart.file, chart.svg)));
     files.push(("report.md", report));
     let mut written = Vec::new();

@@ -280,9 +280,14 @@ impl Sweeping<'_> {
         let same_machine = connection.peer().node.machine == self.introduction.node.machine;
         let observed = watch.end(&connection, same_machine);
         if idles && !self.args.idle_seconds.is_zero() {
-            tokio::time::sleep(self.args.idle_seconds).await;
-            let sent = timed(&mut connection, cache, probe, piece_bytes).await?;
-            times.after_idle_ns = Some(sent.busy_ns);
+            for repeat in 0..self.args.idle_repeats {
+                tokio::time::sleep(self.args.idle_seconds).await;
+                let sent = timed(&mut connection, cache, probe, piece_bytes).await?;
+                match repeat {
+                    0 => times.after_idle_ns = Some(sent.busy_ns),
+                    _ => times.more_after_idle_ns.push(sent.busy_ns),
+                }
+            }
         }
         let row = Row::of(first.bytes, streams, first.pieces, times)
             .context("--repeats must be at least 1")?;

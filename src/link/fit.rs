@@ -3,7 +3,8 @@
 //!
 //! Beta depends on the size because links do: buffers and token buckets take the first bytes
 //! faster, processor caches lose the last ones. So the time of the bytes is a line from one
-//! measured size to the next, and goes on as the last one does.
+//! measured size to the next, and goes on as the last one does. What a connection that idled takes
+//! longer (it starts slowly) or shorter (a token bucket is full again) is kept apart, by size.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub struct Fit {
     pub beta_gbps: Option<f64>,
     /// Time of the bytes alone at every measured size, rising with the size.
     pub sizes: Vec<SizeTime>,
+    /// The same over connections that had idled before; empty where that was not measured.
+    #[serde(default)]
+    pub after_idle: Vec<SizeTime>,
     /// Largest relative error over the transfers that were fitted.
     pub worst_residual_pct: f64,
     /// Largest relative error over the sizes in between when only every second one is fitted; null
@@ -52,6 +56,8 @@ pub struct Point {
     pub pieces: u64,
     /// First piece offered to last piece acknowledged: a median of warm transfers.
     pub transfer_ms: f64,
+    /// The same over connections that had idled; none where that was not measured.
+    pub after_idle_ms: Option<f64>,
 }
 
 impl From<&Row> for Point {
@@ -60,6 +66,7 @@ impl From<&Row> for Point {
             bytes: row.bytes,
             pieces: row.pieces,
             transfer_ms: row.transfer_ms.median,
+            after_idle_ms: row.times.median_after_idle_ns().map(|ns| ns / 1e6),
         }
     }
 }
@@ -121,7 +128,7 @@ impl Fit {
         let ((b0, t0), (b1, t1)) = (rest[0], rest[1]);
         let alpha_ms = (t0 - b0 * (t1 - t0) / (b1 - b0)).clamp(0.0, t0 * (1.0 - LEAST_BYTES_SHARE));
         let mut longest_ms = 0.0f64;
-        let sizes: Vec<SizeTime> = (rest.iter())
+        let size_times: Vec<SizeTime> = (rest.iter())
             .map(|(bytes, time_ms)| {
                 // More bytes never take less.
                 longest_ms = longest_ms.max(time_ms - alpha_ms);
@@ -131,13 +138,15 @@ impl Fit {
                 }
             })
             .collect();
-        let last_ms_per_byte = slope(&sizes[sizes.len() - 2..]);
+        let last_ms_per_byte = slope(&size_times[size_times.len() - 2..]);
+        let after_idle = after_idle(sizes, &size_times, alpha_ms, overhead_ms);
         Some(Self {
             streams,
             alpha_us: alpha_ms * 1e3,
             overhead_us_per_piece: overhead_ms * 1e3,
             beta_gbps: (last_ms_per_byte > 0.0).then(|| 8.0 / last_ms_per_byte / 1e6),
-            sizes,
+            sizes: size_times,
+            after_idle,
             worst_residual_pct: 0.0,
             held_out_error_pct: None,
         })
@@ -151,20 +160,34 @@ impl Fit {
 
     /// Time of the bytes alone, in ns.
     pub fn wire_ns(&self, bytes: u64) -> f64 {
+        self.between(&self.sizes, bytes)
+    }
+
+    /// The same over connections that had idled before; as if they had not where that was not
+    /// measured.
+    pub fn wire_after_idle_ns(&self, bytes: u64) -> f64 {
+        match self.after_idle.is_empty() {
+            true => self.wire_ns(bytes),
+            false => self.between(&self.after_idle, bytes),
+        }
+    }
+
+    /// A line from nothing through the measured sizes, and on at the fitted rate.
+    fn between(&self, sizes: &[SizeTime], bytes: u64) -> f64 {
         let zero = SizeTime {
             bytes: 0,
             wire_ms: 0.0,
         };
-        let at = self.sizes.partition_point(|size| size.bytes < bytes);
-        let wire_ms = match (at, self.sizes.get(at)) {
+        let at = sizes.partition_point(|size| size.bytes < bytes);
+        let wire_ms = match (at, sizes.get(at)) {
             (0, None) => 0.0,
             (_, None) => {
-                let last = self.sizes[at - 1];
+                let last = sizes[at - 1];
                 let beyond = (bytes - last.bytes) as f64;
                 last.wire_ms + self.beta_gbps.map_or(0.0, |beta| beyond * 8.0 / beta / 1e6)
             }
             (_, Some(above)) => {
-                let below = at.checked_sub(1).map_or(zero, |i| self.sizes[i]);
+                let below = at.checked_sub(1).map_or(zero, |i| sizes[i]);
                 below.wire_ms + slope(&[below, *above]) * (bytes - below.bytes) as f64
             }
         };
@@ -186,6 +209,29 @@ fn by_size(points: &[Point]) -> Vec<Vec<Point>> {
     sorted.sort_by_key(|p| p.bytes);
     let groups = sorted.chunk_by(|a, b| a.bytes == b.bytes);
     groups.map(<[Point]>::to_vec).collect()
+}
+
+/// What the bytes take over connections that had idled: all of such a transfer that is neither
+/// fixed nor the pieces', as over warm ones.
+fn after_idle(
+    sizes: &[Vec<Point>],
+    warm: &[SizeTime],
+    alpha_ms: f64,
+    overhead_ms: f64,
+) -> Vec<SizeTime> {
+    let mut longest_ms = 0.0f64;
+    (sizes.iter().zip(warm))
+        .filter_map(|(points, warm)| {
+            let (point, idle_ms) = points.iter().find_map(|p| Some((p, p.after_idle_ms?)))?;
+            let fixed_ms = alpha_ms + point.pieces as f64 * overhead_ms;
+            // More bytes never take less.
+            longest_ms = longest_ms.max(idle_ms - fixed_ms);
+            Some(SizeTime {
+                bytes: warm.bytes,
+                wire_ms: longest_ms,
+            })
+        })
+        .collect()
 }
 
 /// What a piece costs: the median over sizes that were cut in more ways than one, of the time that
@@ -228,6 +274,7 @@ mod tests {
             bytes,
             pieces,
             transfer_ms,
+            after_idle_ms: None,
         }
     }
 

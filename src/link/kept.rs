@@ -17,13 +17,13 @@ pub struct KeptFit {
     socket: SocketFacts,
 }
 
-impl KeptFit {
-    /// Reads what `link --format json -o FILE` wrote and picks the fit for `streams` connections.
-    pub fn read(path: &Path, streams: u32) -> Result<Self, Failure> {
-        let file = path.display();
+impl Sweep {
+    /// Reads what `link --format json -o FILE` wrote.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
         let unusable = |why: String| {
             Failure::Setting(format!(
-                "--link-fit {file}: {why}: write one with `disagg-bench link --format json -o FILE`"
+                "--link-fit {}: {why}: write one with `disagg-bench link --format json -o FILE`",
+                path.display()
             ))
         };
         let text = std::fs::read_to_string(path).map_err(|e| unusable(e.to_string()))?;
@@ -37,8 +37,15 @@ impl KeptFit {
             }
             _ => {}
         }
-        let sweep: Sweep = serde_json::from_str(&text)
-            .map_err(|error| unusable(format!("not what `link` writes ({error})")))?;
+        serde_json::from_str(&text)
+            .map_err(|error| unusable(format!("not what `link` writes ({error})")))
+    }
+}
+
+impl KeptFit {
+    /// Reads what `link --format json -o FILE` wrote and picks the fit for `streams` connections.
+    pub fn read(path: &Path, streams: u32) -> Result<Self, Failure> {
+        let (sweep, file) = (Sweep::read(path)?, path.display());
         let Some(fit) = sweep.fits.iter().find(|fit| fit.streams == streams) else {
             let known: Vec<String> = sweep.fits.iter().map(|f| f.streams.to_string()).collect();
             return Err(Failure::Setting(format!(

@@ -120,6 +120,7 @@ mod tests {
             cold_ns: 2 * ns,
             warm_ns: vec![ns; 20],
             after_idle_ns: Some(4 * ns),
+            more_after_idle_ns: Vec::new(),
         };
         let rows = vec![
             Row::of(69_120, 1, 30, times(230_000)).unwrap(),
@@ -214,6 +215,7 @@ mod tests {
                 cold_ns: 1,
                 warm_ns: vec![230_000; 19],
                 after_idle_ns: None,
+                more_after_idle_ns: Vec::new(),
             },
         )
         .unwrap();

@@ -218,6 +218,7 @@ fn point(samples: &[Timed]) -> Point {
         bytes: samples[0].bytes,
         pieces: samples[0].pieces,
         transfer_ms: median_ms,
+        after_idle_ms: None,
     }
 }
 

@@ -1,10 +1,10 @@
-//! How long a request waits for its cache on a link whose cost was fitted: one queue of parts that
-//! exist when prefill has made them and go one after the other.
+//! How long a request waits for its cache on a link of known cost: one queue of parts that exist
+//! when prefill has made them and go one after the other.
 //!
-//! The measured prefill says when each part exists, the fit what it costs to send. What it leaves
-//! out: that sending takes processor time from prefill, and that a connection which was idle
-//! starts slowly.
+//! The measured prefill says when each part exists, the carrier what it costs to send. What sending
+//! takes from prefill is left to the caller, who gets the bytes that went meanwhile.
 
+use super::Carrier;
 use crate::link::Fit;
 use crate::metrics::{Choice, EventName, Node, Sample, Transfer};
 
@@ -29,8 +29,17 @@ struct Part {
 pub struct Prefill {
     /// Prompt length.
     pub tokens: u32,
-    prefill_ns: f64,
+    pub(super) prefill_ns: f64,
     parts: Vec<Part>,
+}
+
+/// What becomes of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sent {
+    /// What the request waits for behind prefill, in ns.
+    pub exposed_ns: f64,
+    /// Bytes that went while prefill computed.
+    pub hidden_bytes: f64,
 }
 
 /// How a cache is cut.
@@ -75,6 +84,41 @@ impl Prefill {
         })
     }
 
+    /// A prompt whose layers take equally long and leave as many bytes each, the first of them
+    /// `1 / layers` of the whole time after the start.
+    pub fn even(tokens: u32, prefill_ns: f64, layer_bytes: &[f64], piece_bytes: f64) -> Self {
+        let n = layer_bytes.len() as f64;
+        let parts = (1..).zip(layer_bytes).map(|(i, bytes)| Part {
+            ready_ns: prefill_ns * f64::from(i) / n,
+            bytes: *bytes,
+            pieces: (bytes / piece_bytes).ceil(),
+        });
+        Self {
+            tokens,
+            prefill_ns,
+            parts: parts.collect(),
+        }
+    }
+
+    /// Bytes of the whole cache.
+    pub fn bytes(&self) -> f64 {
+        self.parts.iter().map(|p| p.bytes).sum()
+    }
+
+    /// The same where prefill takes another time, every layer in proportion.
+    pub fn taking(&self, prefill_ns: f64) -> Self {
+        let by = prefill_ns / self.prefill_ns.max(1.0);
+        let part = |p: &Part| Part {
+            ready_ns: p.ready_ns * by,
+            ..*p
+        };
+        Self {
+            tokens: self.tokens,
+            prefill_ns,
+            parts: self.parts.iter().map(part).collect(),
+        }
+    }
+
     /// The same for another prompt length, every time and size in proportion, and with
     /// `wire_share` of the bytes on the wire.
     fn scaled(&self, tokens: u32, wire_share: f64) -> Self {
@@ -92,25 +136,29 @@ impl Prefill {
     }
 }
 
-/// Transfer that a request is predicted to wait for, in ns.
-///
-/// `round_trip_ns` is the smallest of the link: the fit's fixed cost includes the last
-/// acknowledgement's way back, which is no part of the exposed transfer.
-pub fn exposed_ns(fit: &Fit, round_trip_ns: u64, prefill: &Prefill, is_layered: bool) -> f64 {
-    let bytes: f64 = prefill.parts.iter().map(|p| p.bytes).sum();
+/// Sends the cache of a request after prefill, or layer by layer behind it.
+pub fn send(carrier: &Carrier, prefill: &Prefill, is_layered: bool) -> Sent {
+    let bytes = prefill.bytes();
     // Parts of one stream go at the rate of the whole of it.
-    let ns_per_byte = fit.wire_ns(bytes.round() as u64) / bytes.max(1.0);
-    let cost =
-        |part: &Part| part.pieces * fit.overhead_us_per_piece * 1e3 + part.bytes * ns_per_byte;
+    let ns_per_byte = carrier.wire_ns(bytes) / bytes.max(1.0);
     let ready = |part: &Part| match is_layered {
         true => part.ready_ns,
         false => prefill.prefill_ns,
     };
-    let mut parts: Vec<(f64, f64)> = prefill.parts.iter().map(|p| (ready(p), cost(p))).collect();
-    parts.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    let sent_ns = (parts.iter()).fold(0.0f64, |free, (ready, cost)| free.max(*ready) + cost);
-    let fixed_ns = (fit.alpha_us * 1e3 - round_trip_ns as f64 / 2.0).max(0.0);
-    (sent_ns + fixed_ns - prefill.prefill_ns).max(0.0)
+    let mut parts: Vec<&Part> = prefill.parts.iter().collect();
+    parts.sort_by(|a, b| ready(a).total_cmp(&ready(b)));
+    let (mut free_ns, mut hidden_bytes) = (0.0f64, 0.0);
+    for part in parts {
+        let cost_ns = part.pieces * carrier.ns_per_piece() + part.bytes * ns_per_byte;
+        let start_ns = free_ns.max(ready(part));
+        free_ns = start_ns + cost_ns;
+        let before_end = (prefill.prefill_ns - start_ns).max(0.0);
+        hidden_bytes += part.bytes * (before_end / cost_ns.max(f64::MIN_POSITIVE)).min(1.0);
+    }
+    Sent {
+        exposed_ns: (free_ns + carrier.fixed_ns() - prefill.prefill_ns).max(0.0),
+        hidden_bytes,
+    }
 }
 
 /// Picks for a prompt of `tokens` from the fitted link and the closest measured prefill; of each
@@ -135,8 +183,8 @@ pub fn choose(
         };
     };
     let prefill = closest.scaled(tokens, wire_share);
-    let bulk = exposed_ns(fit, round_trip_ns, &prefill, false);
-    let layered = exposed_ns(fit, round_trip_ns, &prefill, true);
+    let carrier = Carrier::fitted(fit, round_trip_ns);
+    let [bulk, layered] = [false, true].map(|layered| send(&carrier, &prefill, layered).exposed_ns);
     let worth_ns = LEAST_SAVING_NS.max(LEAST_SAVING_SHARE * prefill.prefill_ns);
     Choice {
         picked: match bulk - layered > worth_ns {
@@ -165,9 +213,14 @@ mod tests {
                 bytes: 1 << 16,
                 wire_ms: 65_536.0 * 8.0 / beta_gbps / 1e6,
             }],
+            after_idle: Vec::new(),
             worst_residual_pct: 0.0,
             held_out_error_pct: None,
         }
+    }
+
+    fn exposed_ns(fit: &Fit, round_trip_ns: u64, prefill: &Prefill, is_layered: bool) -> f64 {
+        send(&Carrier::fitted(fit, round_trip_ns), prefill, is_layered).exposed_ns
     }
 
     /// Layers of 1 MB each, evenly over 100 ms.

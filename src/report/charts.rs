@@ -15,6 +15,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::number::significant;
 use crate::metrics::summary::Summary;
+use crate::projection::Outlook;
 
 /// A finished chart.
 pub struct Chart {
@@ -29,12 +30,12 @@ pub struct Chart {
 }
 
 /// All charts of a run that have something to show.
-pub fn all(summary: &Summary) -> Vec<Chart> {
+pub fn all(summary: &Summary, outlooks: &[Outlook]) -> Vec<Chart> {
     [
         phases::chart(summary),
         transfer::overhead(summary),
         transfer::bandwidth(summary),
-        savings::chart(summary),
+        savings::chart(summary, outlooks),
     ]
     .into_iter()
     .flatten()

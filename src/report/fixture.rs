@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::environment::Environment;
+use crate::link::{Fit, FitOrigin, SizeTime};
 use crate::metrics::interference::{Interference, InterferenceSample, Moments};
 use crate::metrics::{
     Agreement, Arm, Case, Check, Environments, Event, EventName, LinkRecord, Lossy, ModelRecord,
@@ -13,6 +14,9 @@ use crate::wire::socket::SocketFacts;
 
 /// KV bytes a token takes in these records: SmolLM2-135M in f16.
 const KV_BYTES_PER_TOKEN: u64 = 23_040;
+
+/// Its layers.
+const N_LAYERS: u32 = 30;
 
 /// Where the time of a request goes; all in ns.
 #[derive(Clone, Copy, Default)]
@@ -28,7 +32,7 @@ pub struct Times {
 pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: Times) -> Sample {
     let split = arm == Arm::Split;
     let decode_clock = if split { Node::Decode } else { Node::Prefill };
-    let mut events = Vec::new();
+    let mut events = layers(times.prefill_ns);
     let mut push = |clock, name, chunk, t_ns| {
         events.push(Event {
             clock,
@@ -91,6 +95,20 @@ pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: T
         events,
         error: None,
     }
+}
+
+/// Every layer done, evenly over prefill.
+fn layers(prefill_ns: u64) -> Vec<Event> {
+    let done = (0..N_LAYERS).map(|layer| Event {
+        clock: Node::Prefill,
+        name: EventName::LayerDone,
+        layer: Some(layer),
+        chunk: None,
+        token_start: Some(0),
+        stream: None,
+        t_ns: prefill_ns * u64::from(layer + 1) / u64::from(N_LAYERS),
+    });
+    done.collect()
 }
 
 /// A failed request.
@@ -174,6 +192,24 @@ pub fn with_int8(mut case: Case) -> Case {
     case
 }
 
+/// What fits [`usual_case`].
+fn fit_of_10_gbps() -> Fit {
+    let size = |bytes: u64| SizeTime {
+        bytes,
+        wire_ms: bytes as f64 * 8.0 / 10e6,
+    };
+    Fit {
+        streams: 1,
+        alpha_us: 0.0,
+        overhead_us_per_piece: 0.0,
+        beta_gbps: Some(10.0),
+        sizes: [1 << 16, 1 << 20, 1 << 24].map(size).to_vec(),
+        after_idle: Vec::new(),
+        worst_residual_pct: 1.0,
+        held_out_error_pct: Some(5.0),
+    }
+}
+
 /// A complete release run between two machines over a link of unknown speed.
 pub fn record(cases: Vec<Case>) -> Record {
     let mut prefill = Environment::capture(2);
@@ -213,7 +249,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             kernels: None,
             fingerprint: "f1".repeat(16),
             weight_bytes: 150_000_000,
-            n_layers: 30,
+            n_layers: N_LAYERS,
             n_kv_heads: 3,
             head_dim: 64,
             kv_bytes_per_token: KV_BYTES_PER_TOKEN,
@@ -240,8 +276,8 @@ pub fn record(cases: Vec<Case>) -> Record {
             tcp_info_before: None,
             tcp_info_after: None,
             round_trips_ns: Vec::new(),
-            fit: None,
-            fit_origin: None,
+            fit: Some(fit_of_10_gbps()),
+            fit_origin: Some(FitOrigin::Measured),
             interface: None,
         }),
         cases,

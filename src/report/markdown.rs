@@ -1,19 +1,23 @@
 //! `report.md`: the run on one page, the finding first.
 
 use super::charts::Chart;
-use super::charts::savings::{of_longest, range};
 use super::number::{one_line, significant};
+use super::projected::{self, Projected};
 use super::tables::{auto_notes, cell, markdown_table};
 use crate::environment::Environment;
 use crate::metrics::summary::Summary;
 use crate::metrics::{Memory, Record};
-use crate::projection;
 
 /// Characters of one value that are shown.
 const VALUE_CHARS: usize = 200;
 
 /// The report of a run; the charts lie beside it.
-pub(super) fn report(record: &Record, summary: &Summary, charts: &[Chart]) -> String {
+pub(super) fn report(
+    record: &Record,
+    summary: &Summary,
+    projected: &Projected,
+    charts: &[Chart],
+) -> String {
     let none = "nothing was measured".to_owned();
     let mut text = format!("# {}\n\n", summary.verdict.as_ref().unwrap_or(&none));
     text += &section("Answers", &super::answers::section(summary));
@@ -38,7 +42,7 @@ pub(super) fn report(record: &Record, summary: &Summary, charts: &[Chart]) -> St
             chart.title, chart.file, chart.caption
         );
     }
-    text += &section("Projected savings", &savings(summary));
+    text += &section("Projected", &projected::section(record, projected));
     text += &section("Run", &table(&["", ""], run(record)));
     text += &section("Configuration", &configuration(record));
     text += &section("Environment", &environment(record));
@@ -94,35 +98,6 @@ fn failures(summary: &Summary) -> String {
         (case.errors.iter()).map(|error| [case.prompt.clone(), one_line(error, VALUE_CHARS)])
     });
     table(&["prompt", "error"], rows.collect())
-}
-
-/// What other links would save the prompt with the largest payload, with the sources.
-fn savings(summary: &Summary) -> String {
-    let (Some(savings), Ok(sources)) = (of_longest(summary), projection::sources()) else {
-        return String::new();
-    };
-    let tiers = savings.projections.len() / projection::LINE_RATES_GBPS.len();
-    let rows = savings.projections.chunks(tiers).map(|rates| {
-        let rate = rates.first().map_or(0.0, |p| p.line_rate_gbps);
-        let ranges: Vec<String> = rates.iter().map(range).collect();
-        [format!("{rate} Gbit/s"), ranges.join(" | ")]
-    });
-    let tiers = savings
-        .projections
-        .iter()
-        .take(tiers)
-        .map(|p| p.tier.to_string());
-    let heads = ["link".to_owned()].into_iter().chain(tiers);
-    let mut text = format!("| {} |\n", heads.collect::<Vec<_>>().join(" | "));
-    text += "| --- | --- | --- | --- | --- |\n";
-    for [rate, ranges] in rows {
-        text += &format!("| {rate} | {ranges} |\n");
-    }
-    text += "\nProjected, low to high, in ms of exposed transfer, from:\n\n";
-    text + &sources
-        .iter()
-        .map(|s| format!("- {s}\n"))
-        .collect::<String>()
 }
 
 fn run(record: &Record) -> Vec<[String; 2]> {
@@ -284,7 +259,7 @@ mod tests {
     use crate::report::fixture::{failed, record, usual_case};
 
     fn text(record: &Record) -> String {
-        report(record, &Summary::of(record), &[])
+        report(record, &Summary::of(record), &Projected::of(record), &[])
     }
 
     #[test]
@@ -297,9 +272,24 @@ mod tests {
         );
         assert!(text.contains("| seed | 7 | default |"), "{text}");
         assert!(text.contains("| build | 0.1.0 "), "{text}");
-        assert!(text.contains("| link | better TCP | RDMA wire | RDMA library | RDMA engine |"));
+        let heads = [
+            "TCP as fitted",
+            "better TCP",
+            "RDMA wire",
+            "RDMA library",
+            "RDMA engine",
+        ];
+        let head = text
+            .lines()
+            .find(|l| l.starts_with("| bulk, ms saved"))
+            .unwrap();
+        assert!(heads.iter().all(|name| head.contains(name)), "{text}");
         assert!(
-            text.contains("| 100 Gbit/s | ") && text.contains("- NDR 400 InfiniBand"),
+            text.contains("| 100 Gbit/s") && text.contains("- NDR 400 InfiniBand"),
+            "{text}"
+        );
+        assert!(
+            text.contains("the others within 5%") && text.contains("on one 10x as fast"),
             "{text}"
         );
         assert!(

@@ -6,6 +6,7 @@ use tabled::builder::Builder;
 use tabled::settings::Style;
 
 use super::changes::CHANCE;
+use super::projected::Projected;
 use super::tables::{comparison_table, name, pipeline_summary};
 use crate::metrics::summary::Summary;
 use crate::metrics::{Arm, BaselineUse, Record, Setting};
@@ -37,6 +38,7 @@ pub fn to_terminal(record: &Record) -> String {
             .as_ref()
             .and_then(|b| against_baseline(b, &summary)),
     );
+    parts.extend(Projected::of(record).notes());
     parts.extend(summary.alarms.iter().map(|alarm| format!("! {alarm}")));
     let parts: Vec<&str> = parts.iter().map(|part| part.trim_end()).collect();
     parts.join("\n\n")

@@ -19,13 +19,15 @@ usage: links.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF
   --output-tokens N      tokens of each answer          [8]
   --iperf3-seconds N     length of each measurement     [4]
   --mtu BYTES            of the veth pair               [9000]
+  --threads N            compute threads of each node   [the usable cores]
+  --sweep SIZES          before the run, `link` over the same link, kept as link.json
 
 Needs root, Linux, iproute2, iperf3 and Python 3. Everything it makes goes when it ends.
 
   sudo tests/two_hosts/links.sh --binary target/release/disagg-bench \
     --model ~/.cache/disagg-bench/models/SmolLM2-135M-Instruct.Q4_1.gguf --out emulated
   sudo tests/two_hosts/links.sh … --rates 10 --round-trip-ms 10 --streams 1,8
-  sudo tests/two_hosts/links.sh … --rates 1 --repeats 3 -- --threads 1
+  sudo tests/two_hosts/links.sh … --rates 1 --repeats 3 --threads 1
 USAGE
 }
 
@@ -37,7 +39,7 @@ refuse() {
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary="" model="" out=""
 rates=0.1,0.25,1,10,25 round_trips_ms=0 all_streams=1
-prompt_tokens=1024 repeats=5 output_tokens=8 iperf3_s=4 mtu_bytes=9000
+prompt_tokens=1024 repeats=5 output_tokens=8 iperf3_s=4 mtu_bytes=9000 sweep_sizes="" threads=()
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
@@ -54,6 +56,8 @@ while [ $# -gt 0 ]; do
     --output-tokens) output_tokens=$2 ;;
     --iperf3-seconds) iperf3_s=$2 ;;
     --mtu) mtu_bytes=$2 ;;
+    --threads) threads=(--threads "$2") ;;
+    --sweep) sweep_sizes=$2 ;;
     *) refuse "got $1, wanted an option: see --help" ;;
   esac
   shift 2
@@ -189,9 +193,31 @@ iperf3_to() {
   rm "$scratch/iperf3-server.txt"
 }
 
+# serve_decode STDOUT OPTIONS…: the decode node, in the background and listening; sets `server`.
+serve_decode() {
+  local output=$1
+  shift
+  node=(./disagg-bench serve-decode --listen "$decode_address:5556" --token-file token.txt "$@")
+  ip netns exec "$decode" "${node[@]}" >"$output" 2>&1 &
+  server=$!
+  started+=("$server")
+  wait_for "$decode_address:5556" "$output" "$server"
+}
+
+# sweep FOLDER STREAMS: the link alone, without a model; sets `sweep_text`.
+sweep() {
+  serve_decode "$scratch/link-node.txt" --link-only
+  sweep_command=(./disagg-bench link --peer "$decode_address:5556" --token-file token.txt
+    --sizes "$sweep_sizes" --streams "$2" --idle-repeats 5 --format json -o measured/link.json)
+  await_in_prefill "$scratch/link.txt" "$scratch/link-errors.txt" "${sweep_command[@]}"
+  kill "$server" && wait "$server" || true
+  sweep_text="
+- before the run, the link alone: \`${sweep_command[*]}\` (link.json)"
+}
+
 # measure FOLDER RATE ROUND_TRIP_MS STREAMS
 measure() {
-  local folder=$1 rate=$2 round_trip_ms=$3 streams=$4 server load
+  local folder=$1 rate=$2 round_trip_ms=$3 streams=$4 server load node sweep_text=""
   make_hosts
   if [ "$round_trip_ms" = 0 ]; then veth_link "$rate"; else tun_link "$rate" "$round_trip_ms"; fi
   mkdir "$folder"
@@ -199,16 +225,12 @@ measure() {
 
   # Names without this machine's folders, since the record keeps the command line.
   ln -sfn "$folder" measured
-  local node=(./disagg-bench serve-decode --listen "$decode_address:5556"
-    --token-file token.txt --model "$model_name" --offline)
-  ip netns exec "$decode" "${node[@]}" >"$folder/decode-node.txt" 2>&1 &
-  server=$!
-  started+=("$server")
-  wait_for "$decode_address:5556" "$folder/decode-node.txt" "$server"
+  [ -z "$sweep_sizes" ] || sweep "$folder" "$streams"
+  serve_decode "$folder/decode-node.txt" --model "$model_name" --offline ${threads[@]+"${threads[@]}"}
   local run=(./disagg-bench split --peer "$decode_address:5556" --token-file token.txt
     --model "$model_name" --offline --transfer "bulk,layered" --streams "$streams"
     --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" --repeats "$repeats"
-    --out measured/run ${split_options[@]+"${split_options[@]}"})
+    --out measured/run ${threads[@]+"${threads[@]}"} ${split_options[@]+"${split_options[@]}"})
   load=$(cut -d' ' -f1-3 /proc/loadavg)
   cat >"$folder/EMULATED.md" <<NOTE
 # Emulated link
@@ -220,7 +242,7 @@ memory. Not a measurement of two machines.
 - round trip added: $round_trip_ms ms
 - link: $link_text
 - congestion control: reno, iperf3 and program alike
-- iperf3, before the run, prefill node to decode node: \`${iperf3_command[*]}\` (iperf3.json)
+- iperf3, before the run, prefill node to decode node: \`${iperf3_command[*]}\` (iperf3.json)$sweep_text
 - decode node: \`${node[*]}\`
 - prefill node: \`${run[*]}\`
 - kernel $(uname -r), $(nproc) cores, load average before the run (1, 5, 15 min): $load

@@ -3,11 +3,12 @@
 use plotters::style::RGBColor;
 
 use super::{
-    Area, BLUE, BODY, Chart, Entry, FAINT, GREEN, GREY, INK, MARGIN, PURPLE, Painted, SMALL,
-    VERMILION, draw, legend, line, rectangle, text, time,
+    Area, BLUE, BODY, Chart, Entry, FAINT, GREEN, GREY, INK, MARGIN, ORANGE, PURPLE, Painted,
+    SMALL, VERMILION, draw, legend, line, rectangle, text, time,
 };
+use crate::metrics::Transfer;
 use crate::metrics::summary::Summary;
-use crate::projection::{LINE_RATES_GBPS, Projection, Savings, Tier};
+use crate::projection::{Outlook, Projection, Range, Transport};
 use crate::report::number::{one_line, significant};
 
 /// Where ranges start, and the largest ends, in pixels.
@@ -19,36 +20,40 @@ const PITCH: i32 = 20;
 const GAP: i32 = 10;
 const AXIS: i32 = 58;
 
+/// Slowest line that is drawn: below, all of them take longer than what they are compared with.
+const SLOWEST_GBPS: f64 = 10.0;
+
 /// `None` when there is no transfer, or none that a request waits for.
-pub(super) fn chart(summary: &Summary) -> Option<Chart> {
-    let savings = of_longest(summary)?;
-    let tiers = savings.projections.len() / LINE_RATES_GBPS.len();
-    let group = HEADING + PITCH * tiers as i32 + GAP;
-    let bottom = TOP + group * LINE_RATES_GBPS.len() as i32;
+pub(super) fn chart(summary: &Summary, outlooks: &[Outlook]) -> Option<Chart> {
+    let outlook = of_longest(outlooks)?;
+    let exposed_ms = outlook.mode().exposed_ms;
+    let drawn = |p: &&Projection| p.line_rate_gbps.is_some_and(|rate| rate >= SLOWEST_GBPS);
+    let rows: Vec<&Projection> = outlook.projections.iter().filter(drawn).collect();
+    let groups: Vec<&[&Projection]> =
+        (rows.chunk_by(|a, b| a.line_rate_gbps == b.line_rate_gbps)).collect();
+    let group_height = HEADING + PITCH * Transport::ALL.len() as i32 + GAP;
+    let bottom = TOP + group_height * groups.len() as i32;
+    let transfer = outlook.mode().transfer;
     let subtitle = format!(
-        "PROJECTED from published measurements, low to high. {}, {} prompt tokens, {} MB",
+        "PROJECTED, low to high. {}, {} prompt tokens, {} MB, {transfer}",
         one_line(&summary.model.name, 24),
-        savings.prompt_tokens,
-        significant(savings.kv_bytes as f64 / 1e6, 3),
+        outlook.prompt_tokens,
+        significant(outlook.measured.kv_bytes as f64 / 1e6, 3),
     );
-    let scale = Scale::of(&savings);
+    let scale = Scale::of(&rows, transfer, exposed_ms);
     draw(
         "savings.svg",
         bottom + AXIS,
         "What other links would save",
         &subtitle,
-        caption(&savings, summary.link.as_ref().is_some_and(|l| l.loopback)),
+        caption(outlook, summary.link.as_ref().is_some_and(|l| l.loopback)),
         |area| {
-            let entry = |tier: Tier| Entry::new(&tier.to_string(), colour(tier));
-            let tiers = [Tier::Tcp, Tier::Wire, Tier::Library, Tier::Engine].map(entry);
-            legend(area, &tiers, (MARGIN, 84))?;
-            draw_limits(area, scale, savings.exposed_ms, bottom)?;
-            let groups = savings
-                .projections
-                .chunks(savings.projections.len() / LINE_RATES_GBPS.len());
-            for (i, group_rows) in groups.enumerate() {
-                let y = TOP + group * i as i32;
-                draw_group(area, group_rows, scale, y)?;
+            let entry = |t: Transport| Entry::new(&t.to_string(), colour(t));
+            legend(area, &Transport::ALL.map(entry), (MARGIN, 84))?;
+            draw_limits(area, scale, exposed_ms, bottom)?;
+            for (i, group) in groups.iter().enumerate() {
+                let y = TOP + group_height * i as i32;
+                draw_group(area, group, transfer, scale, y)?;
             }
             let label = "exposed transfer saved, measured less projected";
             let middle = ((LEFT + RIGHT) / 2, bottom + 34);
@@ -57,11 +62,10 @@ pub(super) fn chart(summary: &Summary) -> Option<Chart> {
     )
 }
 
-/// The savings of the prompt with the largest payload, if there is anything to save.
-pub(in crate::report) fn of_longest(summary: &Summary) -> Option<Savings> {
-    let all = summary.cases.iter().filter_map(|c| Savings::of(c).ok()?);
-    let longest = all.max_by_key(|s| s.kv_bytes)?;
-    (longest.exposed_ms > 0.0).then_some(longest)
+/// The prompt with the largest payload, if there is anything to save.
+pub(in crate::report) fn of_longest(outlooks: &[Outlook]) -> Option<&Outlook> {
+    let longest = outlooks.iter().max_by_key(|o| o.measured.kv_bytes)?;
+    (longest.mode().exposed_ms > 0.0).then_some(longest)
 }
 
 /// Pixels of savings. Losses beyond the measured exposed time are cut; their numbers are not.
@@ -72,12 +76,12 @@ struct Scale {
 }
 
 impl Scale {
-    fn of(savings: &Savings) -> Self {
-        let worst = savings.projections.iter().map(|p| p.saving_ms.low);
+    fn of(rows: &[&Projection], transfer: Transfer, exposed_ms: f64) -> Self {
+        let worst = rows.iter().map(|p| p.of(transfer).saving_ms.low);
         let worst = worst.fold(0.0, f64::min);
         Self {
-            from_ms: worst.max(-savings.exposed_ms),
-            to_ms: savings.exposed_ms,
+            from_ms: worst.max(-exposed_ms),
+            to_ms: exposed_ms,
         }
     }
 
@@ -87,12 +91,13 @@ impl Scale {
     }
 }
 
-fn colour(tier: Tier) -> RGBColor {
-    match tier {
-        Tier::Tcp => GREY,
-        Tier::Wire => BLUE,
-        Tier::Library => GREEN,
-        Tier::Engine => PURPLE,
+fn colour(transport: Transport) -> RGBColor {
+    match transport {
+        Transport::Tcp => GREY,
+        Transport::BetterTcp => ORANGE,
+        Transport::RdmaWire => BLUE,
+        Transport::RdmaLibrary => GREEN,
+        Transport::RdmaEngine => PURPLE,
     }
 }
 
@@ -106,8 +111,14 @@ fn draw_limits(area: &Area, scale: Scale, exposed_ms: f64, bottom: i32) -> Paint
     text(area, &label, (all, TOP - 18), SMALL.centred())
 }
 
-fn draw_group(area: &Area, rows: &[Projection], scale: Scale, y: i32) -> Painted {
-    let rate = rows.first().map_or(0.0, |p| p.line_rate_gbps);
+fn draw_group(
+    area: &Area,
+    rows: &[&Projection],
+    transfer: Transfer,
+    scale: Scale,
+    y: i32,
+) -> Painted {
+    let rate = rows.first().and_then(|p| p.line_rate_gbps).unwrap_or(0.0);
     text(
         area,
         &format!("{rate} Gbit/s"),
@@ -124,23 +135,28 @@ fn draw_group(area: &Area, rows: &[Projection], scale: Scale, y: i32) -> Painted
         let middle = y + HEADING + PITCH * i as i32 + PITCH / 2;
         text(
             area,
-            &row.tier.to_string(),
+            &row.transport.to_string(),
             (LEFT - 12, middle),
             SMALL.to_left(),
         )?;
-        let (from, mid) = (scale.at(row.saving_ms.low), scale.at(row.saving_ms.mid));
+        let saving = row.of(transfer).saving_ms;
+        let (from, mid) = (scale.at(saving.low), scale.at(saving.mid));
         // A narrow range is still seen.
-        let to = scale.at(row.saving_ms.high).max(from + 2);
-        rectangle(area, (from, middle - 6), (to, middle + 6), colour(row.tier))?;
+        let to = scale.at(saving.high).max(from + 2);
+        rectangle(
+            area,
+            (from, middle - 6),
+            (to, middle + 6),
+            colour(row.transport),
+        )?;
         line(area, (mid, middle - 8), (mid, middle + 8), INK)?;
-        text(area, &range(row), (RIGHT + 16, middle), SMALL)?;
+        text(area, &range(saving), (RIGHT + 16, middle), SMALL)?;
     }
     Ok(())
 }
 
 /// The ends of a projected saving.
-pub(in crate::report) fn range(projection: &Projection) -> String {
-    let saving = projection.saving_ms;
+pub(in crate::report) fn range(saving: Range) -> String {
     match saving.high <= 0.0 {
         true => format!(
             "loses {} to {} ms",
@@ -155,28 +171,18 @@ pub(in crate::report) fn range(projection: &Projection) -> String {
     }
 }
 
-/// Share of E2E below which a saving is called nothing.
-const NOTHING_SHARE: f64 = 0.01;
-
 /// What to see, with the answer first where it is no.
-fn caption(savings: &Savings, is_loopback: bool) -> String {
-    let most = savings.most_by_rdma_ms().max(0.0);
-    let answer = match most < NOTHING_SHARE * savings.e2e_ms {
-        true => "RDMA would buy next to nothing here: ",
-        false => "",
-    };
+fn caption(outlook: &Outlook, is_loopback: bool) -> String {
     let loopback = match is_loopback {
         true => " What was measured is loopback, which is no link between machines.",
         false => "",
     };
-    let small = match savings.is_below_fits {
+    let small = match outlook.is_below_published_fits {
         true => " The payload is smaller than the published fits hold for.",
         false => "",
     };
     format!(
-        "{answer}projected, any RDMA tier on any of these links saves at most {} ms of the {} ms that the transfer exposes, in an E2E of {} ms. Ranges of published measurements, not fitted on this link; the same link with better TCP stands beside them.{loopback}{small}",
-        significant(most, 3),
-        significant(savings.exposed_ms, 3),
-        significant(savings.e2e_ms, 3),
+        "Projected: {}. TCP from the fit of the run's link, held to the line; RDMA from published measurements.{loopback}{small}",
+        outlook.rdma.reason
     )
 }

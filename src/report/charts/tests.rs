@@ -1,9 +1,19 @@
 use super::*;
-use crate::metrics::{Arm, Case, Node};
+use crate::metrics::{Arm, Case, Node, Record};
+use crate::projection::{LINE_RATES_GBPS, outlooks};
 use crate::report::fixture::{Times, case, failed, record, usual_case};
 
 fn summary(cases: Vec<Case>) -> Summary {
     Summary::of(&record(cases))
+}
+
+fn charts(cases: Vec<Case>) -> Vec<Chart> {
+    charts_of(&record(cases))
+}
+
+fn charts_of(record: &Record) -> Vec<Chart> {
+    let outlooks = outlooks(record, None, &LINE_RATES_GBPS).unwrap_or_default();
+    all(&Summary::of(record), &outlooks)
 }
 
 /// Every value of an attribute of a kind of element.
@@ -47,7 +57,7 @@ fn nothing_measured_is_no_chart() {
 fn charts_name_themselves_and_follow_the_colour_scheme() {
     let mut case = usual_case(128);
     case.prompt = "<b>&\u{1b}".into();
-    for chart in all(&summary(vec![case])) {
+    for chart in charts(vec![case]) {
         let svg = &chart.svg;
         assert!(svg.contains("role=\"img\""), "{svg}");
         assert!(svg.contains(&format!(
@@ -178,9 +188,9 @@ fn hard_cases() -> Vec<Vec<Case>> {
 #[test]
 fn nothing_is_cut_at_the_edges() {
     for (i, cases) in hard_cases().into_iter().enumerate() {
-        let mut summary = summary(cases);
-        summary.model.name = "a model with a name that is longer than any line may be".repeat(2);
-        for chart in all(&summary) {
+        let mut record = record(cases);
+        record.model.name = "a model with a name that is longer than any line may be".repeat(2);
+        for chart in charts_of(&record) {
             for (text, from, to) in texts(&chart.svg) {
                 let is_inside = from >= 0.0 && to <= f64::from(WIDTH);
                 assert!(
@@ -200,7 +210,7 @@ fn nothing_is_cut_at_the_edges() {
 
 #[test]
 fn charts_come_with_what_they_show() {
-    let files = |cases| -> Vec<&str> { all(&summary(cases)).iter().map(|c| c.file).collect() };
+    let files = |cases| -> Vec<&str> { charts(cases).iter().map(|c| c.file).collect() };
     let every = ["phases.svg", "overhead.svg", "bandwidth.svg", "savings.svg"];
     assert_eq!(files(vec![usual_case(128)]), every);
     let mut single = usual_case(128);
@@ -235,7 +245,7 @@ fn points_stand_where_their_values_are() {
 }
 
 fn transfer_chart(file: &str, cases: Vec<Case>) -> Chart {
-    let mut charts = all(&summary(cases));
+    let mut charts = charts(cases);
     charts.retain(|c| c.file == file);
     charts.remove(0)
 }
@@ -243,23 +253,23 @@ fn transfer_chart(file: &str, cases: Vec<Case>) -> Chart {
 #[test]
 fn projections_are_labelled_so_and_say_no() {
     let chart = transfer_chart("savings.svg", vec![usual_case(128)]);
-    assert!(chart.svg.contains("PROJECTED from published measurements"));
+    assert!(chart.svg.contains("PROJECTED, low to high"));
     assert!(
         chart
             .caption
-            .starts_with("RDMA would buy next to nothing here"),
+            .starts_with("Projected: RDMA would buy nothing here"),
         "{}",
         chart.caption
     );
     let slow = Times {
         prefill_ns: 1_000_000,
-        exposed_ns: 500_000_000,
-        step_ns: 1_000_000,
+        exposed_ns: 512 * 23_040 * 8 / 10,
+        step_ns: 100_000,
         ..Times::default()
     };
     let chart = transfer_chart("savings.svg", vec![case("slow", 512, 10, slow)]);
     assert!(
-        chart.caption.starts_with("projected, any RDMA tier"),
+        chart.caption.starts_with("Projected: bulk exposes 9.44 ms"),
         "{}",
         chart.caption
     );

@@ -1,0 +1,383 @@
+//! What a run would be on other links and faster engines, as tables and lines. Everything here is
+//! projected and says so.
+
+use tabled::builder::Builder;
+use tabled::settings::object::Columns;
+use tabled::settings::{Alignment, Modify, Padding, Style};
+
+use super::charts::savings::{of_longest, range};
+use super::number::{one_line, significant};
+use crate::link::Fit;
+use crate::metrics::{Record, Transfer};
+use crate::model::published::PublishedShape;
+use crate::projection::{
+    EngineSpeed, FASTER_ENGINES, LINE_RATES_GBPS, Links, Outlook, Range, Restated, ScoredChange,
+    ScoredRow, Transport, WithoutModel, against_no_transfer, outlooks, restate, sources,
+};
+
+/// The outlook of a run as its report shows it, or why there is none.
+pub(super) struct Projected {
+    /// One a prompt that sent a cache.
+    pub outlooks: Vec<Outlook>,
+    /// Why nothing is projected, and what to do.
+    pub refused: Option<String>,
+    links: Option<Links>,
+}
+
+impl Projected {
+    /// From the run's own fit, on the usual line rates.
+    pub(super) fn of(record: &Record) -> Self {
+        let (outlooks, refused) = match outlooks(record, None, &LINE_RATES_GBPS) {
+            Ok(outlooks) => (outlooks, None),
+            Err(why) => (Vec::new(), Some(format!("nothing is projected: {why:#}"))),
+        };
+        Self {
+            outlooks,
+            refused,
+            links: Links::of_run(record),
+        }
+    }
+
+    /// What RDMA would buy and what a faster engine would change, for the longest prompt; or why
+    /// nothing is projected.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> = self.refused.iter().cloned().collect();
+        if let Some(outlook) = self.outlooks.iter().max_by_key(|o| o.measured.kv_bytes) {
+            notes.push(format!("projected: {}", outlook.rdma.reason));
+            notes.extend(self.faster_engines(outlook));
+        }
+        notes
+    }
+
+    /// The share of the transfer, were compute faster.
+    fn faster_engines(&self, outlook: &Outlook) -> Option<String> {
+        let links = self.links.as_ref()?;
+        let transfer = outlook.mode().transfer;
+        let (prompt_tokens, output_tokens) = (outlook.prompt_tokens, outlook.output_tokens);
+        let share = |times: f64| {
+            let speed = EngineSpeed::Times(times);
+            let measured = &outlook.measured;
+            restate(
+                measured,
+                links,
+                transfer,
+                prompt_tokens,
+                output_tokens,
+                speed,
+            )
+        };
+        let faster: Vec<String> = (FASTER_ENGINES.iter())
+            .map(|times| {
+                let restated = share(*times);
+                format!(
+                    "{times}x as fast {}% ({} tokens/s prefill)",
+                    significant(restated.transfer_overhead_pct, 2),
+                    restated.prefill_tokens_per_s.round(),
+                )
+            })
+            .collect();
+        Some(format!(
+            "projected: on this engine the transfer ({transfer}) is {}% of E2E at {prompt_tokens} \
+             prompt tokens; on one {}: `disagg-bench project RUN --prefill-tokens-per-s N` has yours",
+            significant(share(1.0).transfer_overhead_pct, 2),
+            faster.join(", "),
+        ))
+    }
+}
+
+/// The fit of a link and its score in a line.
+pub fn fit_note(fit: &Fit) -> String {
+    let beta = (fit.beta_gbps).map_or("-".into(), |beta| format!("{} Gbps", significant(beta, 3)));
+    let score = match fit.held_out_error_pct {
+        Some(error) => format!("fitted on every second size, the others within {error:.0}%"),
+        None => "too few sizes to be scored".to_owned(),
+    };
+    format!(
+        "fit of the link: t = {:.0} us + pieces x {:.1} us + bytes / beta(size), {beta} beyond the \
+         largest; within {:.0}% of its own transfers; {score}",
+        fit.alpha_us, fit.overhead_us_per_piece, fit.worst_residual_pct,
+    )
+}
+
+/// What every transport on every line saves a prompt in one mode, as a Markdown table.
+fn savings_table(outlook: &Outlook, transfer: Transfer) -> String {
+    let mut builder = Builder::default();
+    let heads = Transport::ALL.map(|t| t.to_string());
+    builder.push_record([format!("{transfer}, ms saved")].into_iter().chain(heads));
+    let rows = (outlook.projections).chunk_by(|a, b| a.line_rate_gbps == b.line_rate_gbps);
+    for row in rows {
+        let rate = row.first().and_then(|p| p.line_rate_gbps).unwrap_or(0.0);
+        let ranges = row.iter().map(|p| range(p.of(transfer).saving_ms));
+        builder.push_record([format!("{rate} Gbit/s")].into_iter().chain(ranges));
+    }
+    let mut table = builder.build();
+    table
+        .with(Style::markdown())
+        .with(Modify::new(Columns::new(1..)).with(Alignment::right()));
+    table.to_string()
+}
+
+/// The section of a report.
+pub(super) fn section(record: &Record, projected: &Projected) -> String {
+    let mut text = String::new();
+    if let Some(fit) = record.link.as_ref().and_then(|l| l.fit.as_ref()) {
+        text += &format!("{}\n\n", fit_note(fit));
+    }
+    for note in projected.notes() {
+        text += &format!("{note}\n\n");
+    }
+    let (Some(outlook), Ok(sources)) = (of_longest(&projected.outlooks), sources()) else {
+        return text;
+    };
+    for mode in &outlook.measured.modes {
+        text += &format!("{}\n\n", savings_table(outlook, mode.transfer));
+    }
+    text += &format!(
+        "Projected, low to high, against the same mode as measured, at {} prompt tokens. TCP is the \
+         fit of the run's link held to the line; the others are from:\n\n",
+        outlook.prompt_tokens
+    );
+    text + &(sources.iter())
+        .map(|s| format!("- {s}\n"))
+        .collect::<String>()
+}
+
+/// What `project` shows of a prompt on a terminal: every transport on every line.
+pub fn outlook_table(outlook: &Outlook) -> String {
+    let measured = &outlook.measured;
+    let mut lines = vec![format!(
+        "{} prompt tokens, {} MB of KV cache, prefill {} ms, handoff {} ms",
+        outlook.prompt_tokens,
+        significant(measured.kv_bytes as f64 / 1e6, 3),
+        significant(measured.prefill_ms, 4),
+        significant(measured.handoff_ms, 3),
+    )];
+    for mode in &measured.modes {
+        lines.push(format!(
+            "measured {}: exposed {} ms, TTST {} ms, E2E {} ms",
+            mode.transfer,
+            significant(mode.exposed_ms, 3),
+            significant(mode.ttst_ms, 4),
+            significant(mode.e2e_ms, 4),
+        ));
+    }
+    let heads = [
+        "Gbit/s",
+        "carried by",
+        "exposed ms",
+        "E2E ms",
+        "saves ms",
+        "layered: exposed",
+        "E2E",
+        "saves",
+    ];
+    let rows = outlook.projections.iter().map(|p| {
+        let rate = p
+            .line_rate_gbps
+            .map_or("as it is".into(), |rate| rate.to_string());
+        let mut cells = vec![rate, p.transport.to_string()];
+        for estimate in [&p.bulk, &p.layered] {
+            cells.push(ends(estimate.exposed_ms));
+            cells.push(significant(estimate.e2e_ms.mid, 4));
+            cells.push(ends(estimate.saving_ms));
+        }
+        cells
+    });
+    lines.push(String::new());
+    lines.push(plain_table(&heads, rows.collect()));
+    lines.push(outlook.rdma.reason.clone());
+    lines.join("\n")
+}
+
+/// Low to high, or the one value where they do not differ.
+pub(crate) fn ends(range: Range) -> String {
+    let (low, high) = (significant(range.low, 3), significant(range.high, 3));
+    match low == high {
+        true => low,
+        false => format!("{low} to {high}"),
+    }
+}
+
+/// A run on an engine of another speed.
+pub fn restated_table(all: &[Restated]) -> String {
+    let heads = [
+        "prompt",
+        "mode",
+        "prefill ms",
+        "exposed ms",
+        "E2E ms",
+        "overhead %",
+        "demand Gbps",
+    ];
+    let rows = all.iter().map(|r| {
+        vec![
+            r.prompt_tokens.to_string(),
+            r.transfer.to_string(),
+            significant(r.prefill_ms, 4),
+            significant(r.exposed_ms, 3),
+            significant(r.e2e_ms, 4),
+            significant(r.transfer_overhead_pct, 3),
+            significant(r.kv_demand_gbps, 3),
+        ]
+    });
+    plain_table(&heads, rows.collect())
+}
+
+/// Columns without lines, all but the first two to the right.
+pub(crate) fn plain_table(heads: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(heads.iter().map(|head| (*head).to_owned()));
+    for row in rows {
+        builder.push_record(row);
+    }
+    let mut table = builder.build();
+    table
+        .with(Style::empty())
+        .with(Padding::new(0, 2, 0, 0))
+        .with(Modify::new(Columns::new(2..)).with(Alignment::right()));
+    let text = table.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
+}
+
+/// Stands below what `project` shows.
+pub const NOTE: &str = "projected, low to high; E2E from the middle. TCP: the fit held to the line; better TCP: more \
+     streams of the same sweep, else published ranges; RDMA: published ranges of raw verbs (wire), \
+     transfer libraries, and whole requests inside engines. Saves: against the same mode as measured";
+
+/// A projection held against runs.
+pub fn score_table(rows: &[ScoredRow]) -> String {
+    let heads = [
+        "run",
+        "mode",
+        "tokens",
+        "exposed: said",
+        "was",
+        "off %",
+        "TTST +: said",
+        "was",
+        "paired",
+        "E2E +: said",
+        "was",
+        "paired",
+        "bar",
+    ];
+    let ms = |value: f64| format!("{value:.2}");
+    let cells = |change: Option<&ScoredChange>| match change {
+        None => ["-".to_owned(), "-".to_owned(), "-".to_owned()],
+        Some(change) => {
+            let interval = change.paired_low_ms.zip(change.paired_high_ms);
+            let interval = interval.map(|(low, high)| format!("{low:.1}..{high:.1}"));
+            let paired = interval.unwrap_or_else(|| ms(change.paired_ms));
+            [ms(change.predicted_ms), ms(change.measured_ms), paired]
+        }
+    };
+    let table = rows.iter().map(|row| {
+        let mut line = vec![
+            one_line(&row.run, 24),
+            row.transfer.to_string(),
+            row.prompt_tokens.to_string(),
+            ms(row.exposed_predicted_ms),
+            ms(row.exposed_measured_ms),
+            row.exposed_error_pct()
+                .map_or("-".into(), |pct| format!("{pct:.0}")),
+        ];
+        line.extend(cells(row.ttst.as_ref()));
+        line.extend(cells(row.e2e.as_ref()));
+        line.push(judged(row));
+        line
+    });
+    let mut lines = vec![plain_table(&heads, table.collect())];
+    if let Some((share, holds)) = against_no_transfer(rows) {
+        lines.push(format!(
+            "errors of all changes are {share:.2} of those of predicting no transfer at all: {}",
+            if holds {
+                "within the bar of 0.2"
+            } else {
+                "MISSES the bar of 0.2"
+            }
+        ));
+    }
+    lines.push(SCORE_NOTE.to_owned());
+    lines.join("\n")
+}
+
+/// What the columns of a score mean.
+const SCORE_NOTE: &str = "ms; said: projected; was: measured, medians of each arm; +: split less one node; paired: 95% \
+     interval of the differences of same rounds, prefill's own scatter included. Bar: exposed in \
+     bulk within 10%, a change within 10% or 1 ms";
+
+/// Whether a row is within the bar, and if not, whether the scatter could be why.
+fn judged(row: &ScoredRow) -> String {
+    let missed: Vec<&ScoredChange> = row.changes().filter(|c| !c.holds()).collect();
+    match (row.exposed_holds(), missed.is_empty()) {
+        (true, true) => "holds".into(),
+        (false, _) => "MISSES".into(),
+        (true, false) if missed.iter().all(|c| c.is_within_scatter()) => "within scatter".into(),
+        (true, false) => "MISSES".into(),
+    }
+}
+
+/// A request that nobody ran.
+pub fn shape_table(shape: &PublishedShape, answer: &WithoutModel) -> String {
+    let kept = match (shape.is_latent(), shape.sliding()) {
+        (true, _) => "MLA's latent".to_owned(),
+        (false, (0, _)) => "K and V of every token".to_owned(),
+        (false, (layers, window)) => {
+            format!("K and V; {layers} layers keep the last {window} tokens alone")
+        }
+    };
+    let mut lines = vec![
+        format!(
+            "{}: {} layers, {kept}; {} prompt tokens are {} MB of cache ({} bytes a token)",
+            answer.model,
+            shape.n_layers(),
+            answer.prompt_tokens,
+            significant(answer.kv_bytes as f64 / 1e6, 4),
+            answer.kv_bytes_per_token.round(),
+        ),
+        format!(
+            "prefill takes {} ms at the stated speed: a link with {} Gbps of payload never makes it \
+             wait",
+            significant(answer.prefill_ms, 4),
+            significant(answer.kv_demand_gbps, 3),
+        ),
+    ];
+    if let Some(step_ms) = answer.step_ms {
+        lines.push(format!(
+            "a decode step takes {} ms",
+            significant(step_ms, 3)
+        ));
+    }
+    let share = |exposed: Range| {
+        let rest_ms = answer.prefill_ms + answer.step_ms.unwrap_or(0.0);
+        format!("{:.1}", 100.0 * exposed.mid / (rest_ms + exposed.mid))
+    };
+    let heads = [
+        "Gbit/s",
+        "carried by",
+        "bulk: exposed ms",
+        "% of TTST",
+        "layered: exposed ms",
+        "% of TTST",
+    ];
+    let rows = answer.carried.iter().map(|c| {
+        vec![
+            c.line_rate_gbps.to_string(),
+            c.transport.to_string(),
+            ends(c.bulk_exposed_ms),
+            share(c.bulk_exposed_ms),
+            ends(c.layered_exposed_ms),
+            share(c.layered_exposed_ms),
+        ]
+    });
+    lines.push(String::new());
+    lines.push(plain_table(&heads, rows.collect()));
+    lines.push(String::new());
+    lines.push(
+        "projected, nothing was run: low to high from published measurements of each transport; \
+         TTST: prefill, exposed transfer and a step, without a handoff"
+            .to_owned(),
+    );
+    lines.join("\n")
+}
