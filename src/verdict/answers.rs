@@ -13,7 +13,7 @@ use super::rules::{
 use super::words::{advice_text, signed, words};
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, LinkRecord, Node, Record, Transfer};
-use crate::projection::Savings;
+use crate::projection::{LINE_RATES_GBPS, outlooks};
 use crate::report::number::significant;
 use crate::stats::{Change, Estimate, Figure};
 
@@ -119,7 +119,7 @@ impl Answers {
         let interference = interference(record);
         let capacity = capacity(&pairs);
         let limit = rules::limit(exposed_ms, handoff_ms, e2e_ms);
-        let rdma_saves_pct = rdma_saves_pct(longest.case, exposed_ms, e2e_ms);
+        let rdma_saves_pct = rdma_saves_pct(record, longest.case, exposed_ms, e2e_ms);
         let transfers = cases
             .iter()
             .flat_map(|c| &c.arms)
@@ -370,10 +370,12 @@ fn capacity(pairs: &[Pair<'_>]) -> Answer {
     }
 }
 
-/// The most that RDMA could save, in percent of E2E; no more than the request waits for.
-fn rdma_saves_pct(case: &SummaryCase, exposed_ms: f64, e2e_ms: f64) -> f64 {
-    let projected = Savings::of(case).ok().flatten();
-    let most_ms = projected.map_or(exposed_ms, |savings| savings.most_by_rdma_ms());
+/// The most that RDMA could save, in percent of E2E: all that the request waits for where nothing is
+/// projected, and no more than that.
+fn rdma_saves_pct(record: &Record, case: &SummaryCase, exposed_ms: f64, e2e_ms: f64) -> f64 {
+    let projected = outlooks(record, None, &LINE_RATES_GBPS).unwrap_or_default();
+    let of_case = projected.iter().find(|o| o.prompt == case.prompt);
+    let most_ms = of_case.map_or(exposed_ms, |outlook| outlook.rdma.most_ms.high);
     match e2e_ms > 0.0 {
         true => 100.0 * most_ms.clamp(0.0, exposed_ms.max(0.0)) / e2e_ms,
         false => 0.0,
