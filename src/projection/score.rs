@@ -71,6 +71,11 @@ pub struct ScoredRow {
     pub prompt_tokens: u32,
     /// Bulk or layered.
     pub transfer: Transfer,
+    /// Prefill of that run over prefill of the projected one: how much the machine's own speed was
+    /// another, which no fit of a link can know.
+    pub prefill_ratio: f64,
+    /// The same of the decode steps.
+    pub decode_ratio: f64,
     /// Exposed transfer, projected.
     pub exposed_predicted_ms: f64,
     /// Exposed transfer, measured.
@@ -173,6 +178,8 @@ pub fn score(
                 run: run.to_owned(),
                 prompt_tokens: case.prompt_tokens,
                 transfer,
+                prefill_ratio: seen.prefill_ms / from.prefill_ms,
+                decode_ratio: seen.decode_ms / from.decode_ms,
                 exposed_predicted_ms: estimate.exposed_ms.mid,
                 exposed_measured_ms: mode.exposed_ms,
                 ttst: changed(estimate.ttst_change_ms, |f| f.ttst_ns),

@@ -251,6 +251,8 @@ pub fn score_table(rows: &[ScoredRow]) -> String {
         "run",
         "mode",
         "tokens",
+        "prefill",
+        "steps",
         "exposed: said",
         "was",
         "off %",
@@ -277,6 +279,8 @@ pub fn score_table(rows: &[ScoredRow]) -> String {
             one_line(&row.run, 24),
             row.transfer.to_string(),
             row.prompt_tokens.to_string(),
+            format!("x{:.2}", row.prefill_ratio),
+            format!("x{:.2}", row.decode_ratio),
             ms(row.exposed_predicted_ms),
             ms(row.exposed_measured_ms),
             row.exposed_error_pct()
@@ -304,8 +308,9 @@ pub fn score_table(rows: &[ScoredRow]) -> String {
 
 /// What the columns of a score mean.
 const SCORE_NOTE: &str = "ms; said: projected; was: measured, medians of each arm; +: split less one node; paired: 95% \
-     interval of the differences of same rounds, prefill's own scatter included. Bar: exposed in \
-     bulk within 10%, a change within 10% or 1 ms";
+     interval of the differences of same rounds, prefill's own scatter included; prefill, \
+     steps: what compute took there over what it took in the projected run. Bar: exposed in bulk \
+     within 10%, a change within 10% or 1 ms";
 
 /// Whether a row is within the bar, and if not, whether the scatter could be why.
 fn judged(row: &ScoredRow) -> String {
