@@ -94,7 +94,6 @@ mod tests {
             "interference",
             "capacity",
             "limited by",
-            "breaks even",
             "what to do",
         ];
         assert_eq!(names, wanted, "{text}");

@@ -256,10 +256,13 @@ fn interference(record: &Record) -> Answer {
     }
 }
 
+/// The median of a figure, or an end of its interval.
+type End = fn(Figure) -> Option<f64>;
+
 /// Requests per second of both ways to use two nodes, each request alone on its node, for one
 /// request of every prompt.
 fn capacity(pairs: &[Pair<'_>]) -> Answer {
-    let total = |of: &dyn Fn(&Pair<'_>) -> Option<Figure>, at: fn(Figure) -> Option<f64>| {
+    let total = |of: &dyn Fn(&Pair<'_>) -> Option<Figure>, at: End| {
         let values = pairs.iter().map(|pair| of(pair).map_or(Some(0.0), at));
         values.sum::<Option<f64>>()
     };
@@ -272,7 +275,7 @@ fn capacity(pairs: &[Pair<'_>]) -> Answer {
             .unwrap_or(pair.single)
             .clone()
     };
-    let whole = |at: fn(Figure) -> Option<f64>| {
+    let whole = |at: End| {
         let node = |node| {
             let prefill = total(&|p| on(p, node).prefill_ms, at)?;
             Some((prefill, total(&|p| on(p, node).decode_ms, at)?))
@@ -282,7 +285,7 @@ fn capacity(pairs: &[Pair<'_>]) -> Answer {
             node(Node::Decode)?,
         ]))
     };
-    let split = |at: fn(Figure) -> Option<f64>| {
+    let split = |at: End| {
         let prefill = total(&|p| p.split.prefill_ms, at)?;
         let wire = total(&|p| p.split.wire_busy_ms, at)?;
         let handoff = total(&|p| p.split.handoff_ms, at)?;
@@ -294,11 +297,7 @@ fn capacity(pairs: &[Pair<'_>]) -> Answer {
             handoff + decode,
         ))
     };
-    let (median, low, high): (fn(Figure) -> Option<f64>, fn(_) -> _, fn(_) -> _) = (
-        |f| Some(f.median),
-        |f: Figure| f.ci_low,
-        |f: Figure| f.ci_high,
-    );
+    let (median, low, high): (End, End, End) = (|f| Some(f.median), |f| f.ci_low, |f| f.ci_high);
     let unit = "% of the requests per second of two whole nodes".to_owned();
     let known = split(median)
         .zip(whole(median))
