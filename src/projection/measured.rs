@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::exposure::{Cut, Prefill};
 use crate::metrics::figures::Figures;
 use crate::metrics::{Arm, Case, EventName, Node, Record, Sample, Transfer};
-use crate::stats::Figure;
+use crate::stats::{DEFAULT_SEED, Figure, median_interval, percentile};
 use crate::wire::MAX_PIECE_BYTES;
 
 /// Modes that can be projected; `auto` is one of them each time.
@@ -236,7 +236,8 @@ fn single(requests: &[Request], ttft_ms: f64) -> Option<Single> {
 }
 
 /// What a byte that is sent while prefill computes adds to it: the median over all repeats of all
-/// prompts of the difference to the undisturbed prefills of the same round. Not below zero.
+/// prompts of the difference to the undisturbed prefills of the same round. Nothing where the 95%
+/// interval of that median reaches down to nothing: then it is prefill's scatter.
 fn tax_ns_per_byte(record: &Record) -> Option<f64> {
     let round_trip_ns = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
     let taxes = record.cases.iter().flat_map(|case| {
@@ -251,7 +252,11 @@ fn tax_ns_per_byte(record: &Record) -> Option<f64> {
             .filter_map(tax)
             .collect::<Vec<f64>>()
     });
-    Some(median(taxes)?.max(0.0))
+    let mut taxes: Vec<f64> = taxes.collect();
+    taxes.sort_by(f64::total_cmp);
+    let median = percentile(&taxes, 0.5)?;
+    let is_seen = median_interval(&taxes, DEFAULT_SEED).is_some_and(|(low, _)| low > 0.0);
+    Some(if is_seen { median } else { 0.0 })
 }
 
 /// Bytes of a request that were in place before its prefill ended, going by the number of pieces.
