@@ -31,19 +31,9 @@ fn the_same_prompts_in_any_shape_are_the_same_set() {
     );
     place.file("other.jsonl", "{\"prompt\": \"Where is north?\"}\n");
     let digest = |file: &str| {
-        let arguments = [
-            &[
-                "baseline",
-                "--prompts",
-                file,
-                "--out",
-                &format!("{file}-out"),
-            ],
-            &SHORT[..],
-        ]
-        .concat();
-        place.run(&arguments).exits(0);
         let out = format!("{file}-out");
+        let arguments = ["baseline", "--prompts", file, "--out", &out];
+        place.run(&[&arguments, &SHORT[..]].concat()).exits(0);
         let digest = place.record(&out).prompt_set_digest.unwrap();
         assert_eq!(
             place.summary(&out).prompt_set_digest.as_ref(),
