@@ -2,11 +2,13 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 fn main() {
-    let revision = git_revision().unwrap_or_else(|| "unknown".to_owned());
+    let revision = git_revision().or_else(packaged_revision);
+    let revision = revision.unwrap_or_else(|| "unknown".to_owned());
     let of_cargo = |name| env::var(name).unwrap_or_else(|_| "unknown".to_owned());
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
     let rustc = output(Command::new(rustc).arg("--version"));
@@ -30,8 +32,20 @@ fn git_revision() -> Option<String> {
     watch_git();
     let hash = git(&["rev-parse", "--short=12", "HEAD"])?;
     let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
-    let suffix = if changes.is_empty() { "" } else { "-dirty" };
-    Some(format!("{hash}{suffix}"))
+    Some(format!("{hash}{}", suffix(!changes.is_empty())))
+}
+
+/// The revision that `cargo package` wrote down, where this is the package and no clone.
+fn packaged_revision() -> Option<String> {
+    let info = fs::read_to_string(".cargo_vcs_info.json").ok()?;
+    let (_, from_hash) = info.split_once("\"sha1\": \"")?;
+    let hash = from_hash.get(..12)?;
+    let dirty = info.contains("\"dirty\": true");
+    Some(format!("{hash}{}", suffix(dirty)))
+}
+
+fn suffix(dirty: bool) -> &'static str {
+    if dirty { "-dirty" } else { "" }
 }
 
 /// Runs again when HEAD moves. The index is not watched: git rewrites it on a mere `git status`,

@@ -24,7 +24,7 @@ fi
 
 load() { cut -d ' ' -f 1 /proc/loadavg 2>/dev/null || echo unknown; }
 loads=$(load)
-for round in 1 2 3; do
+for _ in 1 2 3; do
     {
         "$python" benches/notebook_pickle.py
         "$whole_way" --bench

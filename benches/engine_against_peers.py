@@ -9,6 +9,7 @@ logits; decode is steps over their time, behind a prompt of the length named.
 import argparse
 import json
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import tempfile
 PREFILL = (512, 1024, 2047)
 DECODE = (128, 1024)
 STEPS = 32
-REPEATS = 3
 
 # Run in a process of its own, since its threads stay.
 TORCH = r"""
@@ -56,17 +56,25 @@ print(json.dumps(rows))
 """
 
 
-def ours(binary, model, threads):
+def run(how, command, **options):
+    """Runs one program to its end and returns what it printed."""
+    done = subprocess.run(how.run_with + command, capture_output=True, text=True, **options)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def ours(how, threads):
     rows = {}
     for group, outputs in ((PREFILL, 1), (DECODE, STEPS + 1)):
         with tempfile.TemporaryDirectory() as folder:
             command = [
-                str(pathlib.Path(binary).resolve()), "baseline", "--model", model,
+                str(pathlib.Path(how.binary).resolve()), "baseline", "--model", how.model,
                 "--threads", str(threads), "--prompt-tokens", ",".join(map(str, group)),
-                "--output-tokens", str(outputs), "--repeats", str(REPEATS), "--warmup", "1",
+                "--output-tokens", str(outputs), "--repeats", str(how.repeats), "--warmup", "1",
                 "--kv-dtype", "f16", "--out", folder + "/run", "--quiet", "--format", "json",
             ]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+            run(how, command, cwd=folder)
             record = json.loads(pathlib.Path(folder, "run/run.json").read_text())
         for case in record["cases"]:
             n = case["prompt_tokens"]
@@ -85,8 +93,8 @@ def ours(binary, model, threads):
     return rows
 
 
-def llama(folder, model, threads, flash):
-    common = [f"{folder}/llama-bench", "-m", model, "-t", str(threads), "-r", str(REPEATS),
+def llama(how, folder, threads, flash):
+    common = [f"{folder}/llama-bench", "-m", how.model, "-t", str(threads), "-r", str(how.repeats),
               "-ctk", "f16", "-ctv", "f16", "-fa", flash, "-o", "json"]
     rows = {}
     runs = (
@@ -94,21 +102,17 @@ def llama(folder, model, threads, flash):
         ["-p", "0", "-n", str(STEPS), "-d", ",".join(map(str, DECODE))],
     )
     for arguments in runs:
-        done = subprocess.run(common + arguments, capture_output=True, text=True, check=True)
-        for test in json.loads(done.stdout):
+        for test in json.loads(run(how, common + arguments)):
             what = (f"prefill {test['n_prompt']}" if test["n_prompt"]
                     else f"decode {test['n_depth']}")
             rows[what] = test["samples_ts"]
     return rows
 
 
-def torch(model, threads):
-    arguments = [model, threads, json.dumps(PREFILL), json.dumps(DECODE), STEPS, REPEATS]
-    command = [sys.executable, "-c", TORCH, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"torch failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def torch(how, threads):
+    arguments = [how.model, threads, json.dumps(PREFILL), json.dumps(DECODE), STEPS, how.repeats]
+    printed = run(how, [sys.executable, "-c", TORCH, *map(str, arguments)])
+    return json.loads(printed.splitlines()[-1])
 
 
 def load():
@@ -121,19 +125,26 @@ def main():
     parser.add_argument("--binary", required=True)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--flash", default="off,on")
+    parser.add_argument("--run-with", type=shlex.split, default=[], metavar="COMMAND")
     parser.add_argument("builds", nargs="+", metavar="NAME=FOLDER")
-    arguments = parser.parse_args()
-    builds = dict(build.split("=", 1) for build in arguments.builds)
-    for threads in map(int, arguments.threads.split(",")):
+    how = parser.parse_args()
+    builds = dict(build.split("=", 1) for build in how.builds)
+    for threads in map(int, how.threads.split(",")):
         rates, loads = {}, [load()]
-        for _ in range(arguments.rounds):
-            ways = {"ours": ours(arguments.binary, arguments.model, threads)}
+        for _ in range(how.rounds):
+            ways = {"ours": lambda: ours(how, threads)}
             for name, folder in builds.items():
-                for flash in ("off", "on"):
+                for flash in how.flash.split(","):
                     way = f"llama.cpp {name}" + (" -fa" if flash == "on" else "")
-                    ways[way] = llama(folder, arguments.model, threads, flash)
-            ways["torch f32"] = torch(arguments.model, threads)
-            for way, rows in ways.items():
+                    ways[way] = lambda folder=folder, flash=flash: llama(how, folder, threads, flash)
+            ways["torch f32"] = lambda: torch(how, threads)
+            for way, measure in ways.items():
+                rows = measure()
+                # What has been measured is not lost where a run is cut off.
+                print(json.dumps({"threads": threads, "way": way, "tokens_per_s": rows}),
+                      file=sys.stderr, flush=True)
                 for what, values in rows.items():
                     rates.setdefault(what, {}).setdefault(way, []).append(statistics.median(values))
             loads.append(load())
@@ -141,29 +152,30 @@ def main():
 
 
 def report(threads, rates, loads):
-    """Tokens/s of every way, then ours over each of the others, round by round."""
+    """Every way's figures, then ours over each of the others, round by round."""
     print(f"\n## {threads} thread{'s' if threads > 1 else ''}, load average before and after each"
           f" round: {', '.join(loads)}\n")
     ways = list(next(iter(rates.values())))
-    print("| tokens/s, median of rounds | " + " | ".join(ways) + " |")
+    _, middle, last = PREFILL
+    rows = {f"{what}, tokens/s": by_way for what, by_way in rates.items()}
+    rows[f"prefill time at {last} over {middle}"] = {
+        way: [(last / b) / (middle / a) for a, b in zip(rates[f"prefill {middle}"][way],
+                                                        rates[f"prefill {last}"][way])]
+        for way in ways}
+    print("| median of rounds | " + " | ".join(ways) + " |")
     print("|---" * (len(ways) + 1) + "|")
-    for what, by_way in rates.items():
-        cells = [f"{statistics.median(by_way[way]):.1f}" for way in ways]
+    for what, by_way in rows.items():
+        medians = [statistics.median(by_way[way]) for way in ways]
+        cells = [f"{x:.1f}" if x >= 10 else f"{x:.2f}" for x in medians]
         print(f"| {what} | " + " | ".join(cells) + " |")
     print("\n| ours over theirs (smallest to largest round) | " + " | ".join(ways[1:]) + " |")
     print("|---" * len(ways) + "|")
-    for what, by_way in rates.items():
+    for what, by_way in rows.items():
         cells = []
         for way in ways[1:]:
             ratios = [a / b for a, b in zip(by_way["ours"], by_way[way])]
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        print(f"| {what} | " + " | ".join(cells) + " |")
-    first, last = PREFILL[1], PREFILL[2]
-    times = {way: statistics.median(
-        [(last / b) / (first / a) for a, b in zip(rates[f"prefill {first}"][way],
-                                                  rates[f"prefill {last}"][way])]) for way in ways}
-    print(f"\nprefill time at {last} over {first} tokens: " +
-          ", ".join(f"{way} {ratio:.2f}" for way, ratio in times.items()), flush=True)
+        print(f"| {what.removesuffix(', tokens/s')} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 # turns, several rounds, as ratios of each round with their spread.
 #
 #   benches/engine_against_peers.sh --model FILE [--peers FOLDER] [--threads 1,2] [--rounds 3]
+#                                   [--repeats 3] [--flash off,on] [--run-with "nice -n -19"]
+#
+# --flash says how llama.cpp computes attention; --run-with goes before every measured program.
 #
 # Makes its peers once, in FOLDER (target/peers): a virtual environment with torch and transformers,
 # and llama.cpp, whose source the package llama-cpp-python holds, built with the instruction sets of
@@ -11,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-model="" peers=target/peers threads=1,2 rounds=3
+model="" peers=target/peers threads=1,2 rounds=3 repeats=3 flash=off,on run_with=
 while [ $# -gt 0 ]; do
   case $1 in
     --*) [ $# -ge 2 ] || { echo "got $1 without a value" >&2; exit 2; } ;;&
@@ -19,7 +22,10 @@ while [ $# -gt 0 ]; do
     --peers) peers=$2 ;;
     --threads) threads=$2 ;;
     --rounds) rounds=$2 ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    --repeats) repeats=$2 ;;
+    --flash) flash=$2 ;;
+    --run-with) run_with=$2 ;;
+    *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift 2
 done
@@ -77,4 +83,4 @@ fi
 
 cargo build --release --locked
 exec "$python" benches/engine_against_peers.py --model "$model" --threads "$threads" \
-  --rounds "$rounds" --binary target/release/disagg-bench "${builds[@]}"
+  --rounds "$rounds" --repeats "$repeats" --flash "$flash" --run-with "$run_with" --binary target/release/disagg-bench "${builds[@]}"

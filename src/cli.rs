@@ -44,7 +44,8 @@ const EXAMPLES: &str = "Examples:
   disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50
 
 Exit codes: 0 ok, 1 run failed, 2 usage, 3 configuration or model, 4 network or peer,
-5 outputs or checksums differ, 6 a change beyond --fail-on, 130 interrupted (what was measured is kept)";
+5 outputs or checksums differ, 6 a change beyond --fail-on,
+130 interrupted (what was measured is kept)";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -87,10 +88,11 @@ pub struct ModelArgs {
     /// Built-in name (smollm2-135m) or path of a GGUF file
     #[arg(long, default_value = "smollm2-135m", value_name = "MODEL")]
     pub model: String,
-    /// What the matrices become at load [default: q8 for a quantised file, else f32]
+    /// What the matrices become at load [default: as-is where all run on fast
+    /// kernels here, else q8; f32 for a file of floats]
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<WeightsFormat>,
-    /// Compute threads [default: the cores this process may use]
+    /// Compute threads [default: the physical cores this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// Keep this process, compute and network, on these cores, such as 0,2-3 [default: anywhere]
@@ -471,7 +473,8 @@ pub enum ModelsCommand {
 pub struct ShowModelArgs {
     #[command(flatten)]
     pub named: NamedModelArgs,
-    /// What the matrices become at load [default: q8 for a quantised file, else f32]
+    /// What the matrices become at load [default: as-is where all run on fast
+    /// kernels here, else q8; f32 for a file of floats]
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<WeightsFormat>,
 }

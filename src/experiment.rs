@@ -20,7 +20,6 @@ use rand::seq::SliceRandom;
 use self::repeats::Rounds;
 use crate::baseline::BaselineFile;
 use crate::check::{self, Tolerance};
-
 use crate::environment::{Activity, MemoryCopy, process_peak_rss_bytes, reset_peak_rss};
 use crate::link::FitOrigin;
 use crate::metrics::summary::Derivation;

@@ -39,8 +39,8 @@
 //! # Unsafe code
 //!
 //! Denied, but for: `model::kv_cache` (disjoint ranges of one buffer), `model::parallel` (rows of
-//! one buffer on several threads), `model::attention` (gemm takes pointers), `wire::socket`
-//! (`getsockopt`), and one call in `main` (environment variables before threads exist).
+//! one buffer on several threads), `model::attention` (gemm takes pointers), `model::packed`
+//! (instructions that a machine may not have), `wire::socket` (`getsockopt`), and one call in `main` (environment variables before threads exist).
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 

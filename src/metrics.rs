@@ -200,8 +200,11 @@ pub struct ModelRecord {
     pub name: String,
     /// SHA-256 of its file.
     pub file_sha256: String,
-    /// Weights that ran, such as `q8_0 from q4_1, q8_0`.
+    /// Weights that ran, such as `as-is: q4_1, q8_0`.
     pub weights: String,
+    /// What computed on the prefill node, such as `matrices own, avx512-vnni; vectors avx512`.
+    #[serde(default)]
+    pub kernels: Option<String>,
     /// Digest over file and weights.
     pub fingerprint: String,
     /// Bytes of the matrices as loaded.

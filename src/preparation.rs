@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use sysinfo::System;
+
 use crate::cli::{ModelArgs, PromptArgs, Repeats, RequestArgs, RunArgs, TokenArgs};
 use crate::cores::{self, CoreList};
 use crate::environment::{self, Environment, process_rss_bytes};
@@ -26,11 +28,15 @@ use crate::wire::{Source, Token};
 use crate::workload::{self, PlainText, Prompt, Turn};
 
 /// Compute threads: the flag, else as many as the cores that were given, else what the user told
-/// the compute libraries, else all cores that this process may use.
+/// the compute libraries, else all cores that this process may use, each once: its two threads
+/// share what computes, and every layer waits for the slowest.
 pub fn threads(flag: Option<u16>, cores: Option<&CoreList>) -> usize {
     let given = flag.map(usize::from).or(cores.map(CoreList::len));
     let variable = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
-    let usable = || std::thread::available_parallelism().map_or(1, usize::from);
+    let usable = || {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        System::physical_core_count().map_or(threads, |cores| threads.min(cores.max(1)))
+    };
     (given.or_else(variable).filter(|n| *n > 0)).unwrap_or_else(usable)
 }
 
@@ -223,6 +229,7 @@ pub fn record(
             name: identity.name.clone(),
             file_sha256: identity.file_sha256.clone(),
             weights: identity.weights.clone(),
+            kernels: Some(loaded.engine.kernels.clone()),
             fingerprint: identity.fingerprint(),
             weight_bytes: loaded.engine.weight_bytes() as u64,
             n_layers: shape.n_layers as u32,

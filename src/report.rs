@@ -1,6 +1,7 @@
 //! What people see of a run: tables, charts and the report folder, each a pure function of the
 //! record. Nothing here measures, and `run.json` itself is the record's to write.
 
+mod answers;
 pub mod changes;
 pub mod charts;
 #[cfg(test)]

@@ -90,6 +90,15 @@ impl Figure {
         })
     }
 
+    /// Whether both medians have intervals and these do not meet: a careful way to tell two
+    /// figures apart whose samples are not at hand.
+    pub fn lies_apart_from(&self, other: &Self) -> bool {
+        match self.interval().zip(other.interval()) {
+            Some(((low, high), (other_low, other_high))) => high < other_low || other_high < low,
+            None => false,
+        }
+    }
+
     /// Both ends of the median's interval.
     pub fn interval(&self) -> Option<(f64, f64)> {
         self.ci_low.zip(self.ci_high)

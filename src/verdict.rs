@@ -1,9 +1,15 @@
-//! The answer in a line, from measured medians.
+//! What a run means: its finding in a line, from measured medians, and three answers with their
+//! intervals and reasons, judged by the thresholds in `rules`.
 //!
 //! Figures are `metrics`' business, what makes them doubtful is `alarms`'; tables and charts are
 //! `report`'s.
 
+mod answers;
 mod lossy;
+pub mod rules;
+mod words;
+
+pub use answers::{Advised, Answer, Answers, Basis};
 
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, Record, Status};
@@ -44,6 +50,13 @@ pub fn finding(record: &Record) -> Option<String> {
 
 /// Says which check failed first.
 fn difference(record: &Record) -> String {
+    if record
+        .interference
+        .as_ref()
+        .is_some_and(|all| !all.passed())
+    {
+        return "OUTPUTS DIFFER: a running sequence got other tokens while a prompt was prefilled; the times of this run answer nothing until that is cured".to_owned();
+    }
     let checked = (record.cases.iter()).filter_map(|c| Some((c, c.check.as_ref()?)));
     let failed: Vec<_> = checked.filter(|(_, check)| !check.passed()).collect();
     let what = failed.first().map(|(case, check)| {

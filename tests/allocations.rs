@@ -1,5 +1,5 @@
-//! What a decode step takes from the heap: what candle's matrices do, and no more for a longer
-//! context. One test alone in this file, because the allocator counts the whole process.
+//! What a decode step takes from the heap: no more than candle's matrices would, and no more for a
+//! longer context. One test alone in this file, because the allocator counts the whole process.
 
 #![expect(unsafe_code, reason = "an allocator that counts")]
 

@@ -218,15 +218,23 @@ fn f32_weights_give_the_logits_and_tokens_of_the_reference() -> anyhow::Result<(
 }
 
 #[test]
-fn requantised_weights_stay_near_the_reference() -> anyhow::Result<()> {
+fn quantised_ways_stay_near_the_reference() -> anyhow::Result<()> {
     let _alone = alone();
-    let Some((fixture, engine)) = load(WeightsFormat::Q8)? else {
-        return Ok(());
-    };
+    for format in [WeightsFormat::AsIs, WeightsFormat::Q8] {
+        eprintln!("{format:?}");
+        let Some((fixture, engine)) = load(format)? else {
+            return Ok(());
+        };
+        stays_near(&fixture, &engine)?;
+    }
+    Ok(())
+}
+
+fn stays_near(fixture: &Fixture, engine: &Engine) -> anyhow::Result<()> {
     for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
         let mut different = Vec::new();
         for prompt in &fixture.prompts {
-            let ours = follow(&engine, &fixture, prompt, dtype)?;
+            let ours = follow(engine, fixture, prompt, dtype)?;
             let name = &prompt.name;
             assert!(ours.first_max <= Q8_TOLERANCE, "{name}, {dtype} cache");
             assert!(ours.greedy_max <= Q8_TOLERANCE, "{name}, {dtype} cache");
@@ -263,24 +271,31 @@ fn perplexity(engine: &Engine, ids: &[u32]) -> anyhow::Result<f64> {
 }
 
 #[test]
-fn requantised_weights_have_the_perplexity_of_the_files_own() -> anyhow::Result<()> {
+fn quantised_ways_have_the_perplexity_of_the_files_own_values() -> anyhow::Result<()> {
     let _alone = alone();
     let text = include_str!("../src/workload/public_domain.txt");
-    let mut measured = Vec::new();
-    for format in [WeightsFormat::AsIs, WeightsFormat::Q8] {
+    let measure = |format| -> anyhow::Result<Option<f64>> {
         let Some((_, engine)) = load(format)? else {
-            return Ok(());
+            return Ok(None);
         };
         let ids = engine.tokenizer.encode(text)?;
-        let ids = &ids[..PERPLEXITY_CONTEXT + PERPLEXITY_SCORED];
-        measured.push(perplexity(&engine, ids)?);
+        perplexity(&engine, &ids[..PERPLEXITY_CONTEXT + PERPLEXITY_SCORED]).map(Some)
+    };
+    // The file's values in single precision, with nothing quantised on the way.
+    let Some(exact) = measure(WeightsFormat::F32)? else {
+        return Ok(());
+    };
+    for format in [WeightsFormat::AsIs, WeightsFormat::Q8] {
+        let Some(measured) = measure(format)? else {
+            return Ok(());
+        };
+        let ratio = measured / exact;
+        eprintln!("perplexity: f32 {exact:.4}, {format:?} {measured:.4}, ratio {ratio:.4}");
+        assert!(
+            (ratio - 1.0).abs() < PERPLEXITY_TOLERANCE,
+            "{format:?}: {ratio}"
+        );
     }
-    let ratio = measured[1] / measured[0];
-    eprintln!(
-        "perplexity: file's own {:.4}, q8 {:.4}, ratio {ratio:.4}",
-        measured[0], measured[1]
-    );
-    assert!((ratio - 1.0).abs() < PERPLEXITY_TOLERANCE, "{measured:?}");
     Ok(())
 }
 
@@ -448,12 +463,15 @@ fn chunks_and_moved_caches_change_no_bit_of_random_models() -> anyhow::Result<()
 #[test]
 fn chunks_and_moved_caches_change_no_bit_of_the_default_model() -> anyhow::Result<()> {
     let _alone = alone();
-    let Some((fixture, engine)) = load(WeightsFormat::Q8)? else {
-        return Ok(());
-    };
-    let ids = &fixture.prompts[0].ids.repeat(11);
-    check_bits(&engine, &ids[..66], &[64], KvDtype::F32)?;
-    check_bits(&engine, &ids[..200], &[64, 128], KvDtype::F16)
+    for format in [WeightsFormat::AsIs, WeightsFormat::Q8] {
+        let Some((fixture, engine)) = load(format)? else {
+            return Ok(());
+        };
+        let ids = &fixture.prompts[0].ids.repeat(11);
+        check_bits(&engine, &ids[..66], &[64], KvDtype::F32)?;
+        check_bits(&engine, &ids[..200], &[64, 128], KvDtype::F16)?;
+    }
+    Ok(())
 }
 
 /// Sequences of different lengths, stepped one by one and then together, with the bits of both.
@@ -519,7 +537,7 @@ fn a_batch_changes_no_bit_of_random_models() -> anyhow::Result<()> {
 #[test]
 fn a_batch_changes_no_bit_of_the_default_model() -> anyhow::Result<()> {
     let _alone = alone();
-    for format in [WeightsFormat::Q8, WeightsFormat::F32] {
+    for format in [WeightsFormat::AsIs, WeightsFormat::Q8, WeightsFormat::F32] {
         let Some((fixture, engine)) = load(format)? else {
             return Ok(());
         };

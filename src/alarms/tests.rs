@@ -194,12 +194,12 @@ fn other_load_is_what_is_neither_ours_nor_little() {
     let loaded = looked_at(|here, _| here.machine_cpu_ns = Some(18_000_000_000));
     assert_eq!(
         only_alarm(&loaded),
-        "other programs kept 0.30 of the 4 cores of the prefill node's machine busy: stop them and run again"
+        "other programs kept 0.3 of the 4 cores of the prefill node's machine busy: stop them and run again"
     );
     let there = looked_at(|_, there| there.stolen_ns = Some(3_000_000_000));
     assert_eq!(
         only_alarm(&there),
-        "other programs kept 0.10 of the 4 cores of the decode node's machine busy, and its hypervisor kept 0.30 to others: stop them and run again"
+        "other programs kept 0.1 of the 4 cores of the decode node's machine busy, and its hypervisor kept 0.3 to others: stop them and run again"
     );
     // Too short to say: the kernel counts in ticks.
     let short = looked_at(|here, _| {
@@ -220,7 +220,7 @@ fn on_one_machine_the_other_node_is_no_other_load() {
     assert_eq!(on_one_machine(both(31_000_000_000)), Vec::<String>::new());
     let loaded = on_one_machine(both(33_000_000_000));
     assert!(
-        loaded[0].starts_with("other programs kept 0.30 of the 4 cores"),
+        loaded[0].starts_with("other programs kept 0.3 of the 4 cores"),
         "{loaded:?}"
     );
     assert_eq!(loaded.len(), 1);

@@ -72,6 +72,7 @@ fn show(file: &ModelFile, weights: Option<WeightsFormat>) -> anyhow::Result<Stri
     row("bytes", file.bytes.to_string());
     row("SHA-256", file.sha256.clone());
     row("weights", identity.weights.clone());
+    row("kernels", format.kernels(&gguf));
     row("fingerprint", identity.fingerprint());
     row("layers", shape.n_layers.to_string());
     row(

@@ -78,7 +78,10 @@ fn a_change_is_found_in_its_arm_alone() {
         "{text}"
     );
     let line = text.lines().rfind(|l| l.contains("e2e_ms")).unwrap();
-    assert!(line.contains("+10.0%") && line.contains("0.0079"), "{line}");
+    assert!(
+        line.contains("+10.00%") && line.contains("0.0079"),
+        "{line}"
+    );
     let markdown = comparison.to_markdown();
     assert!(
         markdown.contains("| 512 tokens | 512    | split bulk x1  | e2e_ms "),

@@ -143,6 +143,15 @@ pub struct InterferenceArm {
 }
 
 impl InterferenceArm {
+    /// How both sequences shared a node, or that they did not.
+    pub fn way(&self) -> String {
+        match (self.arm, self.chunk_tokens) {
+            (Arm::Split, _) => "split".to_owned(),
+            (Arm::Single, None) => "single, whole prompt".to_owned(),
+            (Arm::Single, Some(chunk)) => format!("single, chunks of {chunk}"),
+        }
+    }
+
     fn of(arm: Arm, chunk_tokens: Option<u32>, samples: &[&InterferenceSample]) -> Self {
         let all = samples.iter().filter_map(|s| s.moments.as_ref());
         let (whole, cut_short): (Vec<Suffered>, Vec<Suffered>) =
@@ -181,6 +190,18 @@ impl Interference {
             )
         };
         ways.into_iter().map(arm).collect()
+    }
+
+    /// The longest gap of every measured sample of an arm that was seen to its end, by repeat.
+    pub fn worst_ms(&self, arm: Arm, chunk_tokens: Option<u32>) -> Vec<(u32, f64)> {
+        let of_arm =
+            |s: &&InterferenceSample| !s.warmup && (s.arm, s.chunk_tokens) == (arm, chunk_tokens);
+        let samples = self.samples.iter().filter(of_arm);
+        let suffered = samples.filter_map(|s| Some((s.repeat, s.moments.as_ref()?.suffered()?)));
+        let whole = suffered.filter(|(_, suffered)| suffered.is_whole);
+        whole
+            .map(|(repeat, suffered)| (repeat, suffered.worst_ms()))
+            .collect()
     }
 
     /// Whether the running sequence gave the same tokens whatever came beside it, as far as two

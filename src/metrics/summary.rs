@@ -12,6 +12,7 @@ use super::{
     Transfer,
 };
 use crate::stats::Figure;
+use crate::verdict::Answers;
 use crate::wire::message::{KvDtype, WireDtype};
 
 /// A run in figures.
@@ -36,6 +37,10 @@ pub struct Summary {
     pub outputs: Option<Agreement>,
     /// One line: what was found.
     pub verdict: Option<String>,
+    /// What the split does to latency, interference and capacity, what limits it and what to do;
+    /// null without both arms or where outputs differ.
+    #[serde(default)]
+    pub answers: Option<Answers>,
     /// What makes the figures doubtful.
     pub alarms: Vec<String>,
     /// One entry a prompt.
@@ -263,6 +268,7 @@ impl Summary {
             prompt_set_digest: record.prompt_set_digest.clone(),
             outputs: record.outputs(),
             verdict: crate::verdict::finding(record),
+            answers: Answers::of(record, &cases),
             alarms: crate::alarms::alarms(record, &cases),
             cases,
             interference: SummaryInterference::of(record),

@@ -3,9 +3,9 @@
 //! Chunks of a prompt go in blocks of [`QUERY_BLOCK`] positions through gemm, single tokens, of
 //! one sequence or of several at once, through a streaming kernel. K and V heads are never
 //! repeated. Blocks start at multiples of [`QUERY_BLOCK`] of the absolute position, so prefill
-//! chunks that are multiples of it give the same bits here as one whole prefill. Matrices do so
-//! too, but for a last chunk of a few tokens (1 to 4 in f32, 1 in Q8_0 where it was tried), which
-//! takes another path in candle and gemm. A single token has the same bits here whatever other
+//! chunks that are multiples of it give the same bits here as one whole prefill, but for a last
+//! chunk of one token, which goes as a step does. Matrices of our own (`packed`) do so whatever the
+//! chunk; in f32 gemm takes another path for a last chunk of 1 to 4 tokens. A single token has the same bits here whatever other
 //! sequences are stepped with it.
 
 mod blocks;

@@ -1,7 +1,7 @@
 //! The Llama-family decoder: tokens and caches in, hidden states and logits out, a call-back per
 //! layer and chunk.
 //!
-//! Matrices run on candle; norms, rope, attention and the activation are in `kernels` and
+//! Matrices are in `weights`; norms, rope, attention and the activation in `kernels` and
 //! `attention`. The decoder holds weights and working memory only, so any number of sequences can
 //! be alive; one pass runs at a time.
 
@@ -17,7 +17,7 @@ use super::gguf::Gguf;
 use super::kernels;
 use super::parallel;
 use super::shape::ModelShape;
-use super::weights::{Matrix, WeightsFormat};
+use super::weights::{Matrix, Product, WeightsFormat};
 use super::workspace::{Input, Workspace};
 
 /// New K and V of a token range of one layer have landed in the cache.
@@ -164,13 +164,19 @@ impl Decoder {
     pub fn step(&self, tokens: &[u32], places: &[Place<'_>]) -> anyhow::Result<Vec<Vec<f32>>> {
         let mut workspace = self.workspace();
         self.run(tokens, Rows::Steps(places), &mut workspace, &mut |_| {})?;
-        let Workspace { residual, last, .. } = &mut *workspace;
-        self.output(residual, last)
+        let Workspace {
+            residual,
+            last,
+            product,
+            ..
+        } = &mut *workspace;
+        self.output(residual, last, product)
     }
 
     /// Logits `(vocabulary)` of a hidden state `(hidden)`.
     pub fn logits(&self, hidden: &[f32]) -> anyhow::Result<Vec<f32>> {
-        let mut all = self.output(hidden, &mut self.workspace().last)?;
+        let Workspace { last, product, .. } = &mut *self.workspace();
+        let mut all = self.output(hidden, last, product)?;
         all.pop().context("a hidden state is as wide as the model")
     }
 
@@ -188,9 +194,9 @@ impl Decoder {
         on_layer: &mut dyn FnMut(usize),
     ) -> anyhow::Result<()> {
         let (shape, n, hidden) = (self.shape.attention(), tokens.len(), self.shape.hidden);
-        let apply = |matrix: &Matrix, x: &Tensor| match rows {
-            Rows::Chunk(_) => matrix.forward(x),
-            Rows::Steps(_) => matrix.forward_each(x),
+        let apply = match rows {
+            Rows::Chunk(_) => Matrix::forward,
+            Rows::Steps(_) => Matrix::forward_each,
         };
         let Workspace {
             residual: x,
@@ -198,12 +204,12 @@ impl Decoder {
             normed,
             attended,
             activated,
+            product,
             attention: scratch,
             ..
         } = workspace;
         x.clear();
-        let embedded = self.embedding.rows(tokens, hidden)?;
-        with_slice(&embedded, |rows| x.extend_from_slice(rows))?;
+        self.embedding.rows(tokens, hidden, x)?;
         q.resize(n * shape.q_width(), 0.0);
         for (i, layer) in self.layers.iter().enumerate() {
             let width = layer.qkv.input_width;
@@ -211,50 +217,48 @@ impl Decoder {
                 self.norm(x, &layer.attention_norm, out, width);
                 Ok(())
             })?;
-            let qkv = apply(&layer.qkv, h)?;
-            with_slice(&qkv, |qkv| {
-                attention::rotate_and_store(shape, &self.rope, qkv, rows, i, q, scratch)
-            })??;
+            let qkv = apply(&layer.qkv, h, product)?;
+            attention::rotate_and_store(shape, &self.rope, qkv, rows, i, q, scratch)?;
             on_layer(i);
             let width = layer.attention_out.input_width;
             let a = attended.write(n, width, |out| {
                 attention::attend(shape, q, rows, i, out, width, scratch)?;
                 Ok(())
             })?;
-            add(x, &apply(&layer.attention_out, a)?)?;
+            add(x, hidden, apply(&layer.attention_out, a, product)?);
             let width = layer.gate_up.input_width;
             let h = normed.write(n, width, |out| {
                 self.norm(x, &layer.feed_forward_norm, out, width);
                 Ok(())
             })?;
-            let gate_up = apply(&layer.gate_up, h)?;
+            let gate_up = apply(&layer.gate_up, h, product)?;
             let width = layer.down.input_width;
             let h = activated.write(n, width, |out| {
                 let in_width = 2 * self.shape.feed_forward;
-                with_slice(&gate_up, |gate_up| {
-                    map_rows(gate_up, in_width, out, width, kernels::swiglu_row);
-                })?;
+                map_rows(gate_up, in_width, out, width, kernels::swiglu_row);
                 Ok(())
             })?;
-            add(x, &apply(&layer.down, h)?)?;
+            add(x, hidden, apply(&layer.down, h, product)?);
         }
         Ok(())
     }
 
     /// Logits of hidden states `(n, hidden)`, a vector each; rows do not change each other's bits.
-    fn output(&self, hidden: &[f32], input: &mut Input) -> anyhow::Result<Vec<Vec<f32>>> {
+    fn output(
+        &self,
+        hidden: &[f32],
+        input: &mut Input,
+        product: &mut Product,
+    ) -> anyhow::Result<Vec<Vec<f32>>> {
         let output = self.output.as_ref().unwrap_or(&self.embedding);
         let width = output.input_width;
         let h = input.write(hidden.len() / self.shape.hidden, width, |out| {
             self.norm(hidden, &self.final_norm, out, width);
             Ok(())
         })?;
-        let logits = output.forward_each(h)?;
-        Ok(with_slice(&logits, |all| {
-            all.chunks(self.shape.vocabulary)
-                .map(<[f32]>::to_vec)
-                .collect()
-        })?)
+        let logits = output.forward_each(h, product)?;
+        let each = logits.chunks(self.shape.vocabulary);
+        Ok(each.map(<[f32]>::to_vec).collect())
     }
 
     /// RMS norm of the rows of `x` `(n, hidden)` into `(n, width)`, zeros behind `hidden`.
@@ -280,14 +284,11 @@ fn map_rows(
     });
 }
 
-/// Adds a matrix's result to the residual stream.
-fn add(residual: &mut [f32], x: &Tensor) -> candle_core::Result<()> {
-    let width = x.dim(1)?;
-    with_slice(x, |x| {
-        parallel::for_rows(residual, width, |rows, sum| {
-            kernels::add(sum, &x[rows.start * width..rows.end * width]);
-        });
-    })
+/// Adds a matrix's result `(n, width)` to the residual stream.
+fn add(residual: &mut [f32], width: usize, x: &[f32]) {
+    parallel::for_rows(residual, width, |rows, sum| {
+        kernels::add(sum, &x[rows.start * width..rows.end * width]);
+    });
 }
 
 /// The elements of a contiguous f32 tensor on the CPU.

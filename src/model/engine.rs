@@ -22,7 +22,7 @@ pub struct ModelIdentity {
     pub name: String,
     /// SHA-256 of the file.
     pub file_sha256: String,
-    /// Weights that run, such as `q8_0 from q4_1, q8_0`.
+    /// Weights that run, such as `as-is: q4_1, q8_0`.
     pub weights: String,
 }
 
@@ -38,6 +38,8 @@ impl ModelIdentity {
 pub struct Engine {
     /// What is loaded.
     pub identity: ModelIdentity,
+    /// What computes on this machine, such as `matrices own, avx512-vnni; vectors avx512`.
+    pub kernels: String,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
     decoder: Decoder,
@@ -64,6 +66,7 @@ impl Engine {
         };
         Ok(Self {
             identity,
+            kernels: format.kernels(&gguf),
             tokenizer,
             decoder: Decoder::load(&mut gguf, shape, format, progress)?,
         })

@@ -102,10 +102,73 @@ pub fn for_rows_of_two<A: Send, B: Send, S: Send>(
     });
 }
 
+/// Calls `body(rows, columns, block)` for disjoint blocks of `rows_a_block` rows and
+/// `columns_a_block` columns, less at the ends, that together cover the columns `within` of `out`,
+/// whose rows have `row_len` elements each.
+///
+/// Blocks of the same rows follow each other.
+pub fn for_blocks<T: Send>(
+    out: &mut [T],
+    row_len: usize,
+    within: Range<usize>,
+    rows_a_block: usize,
+    columns_a_block: usize,
+    body: impl Fn(Range<usize>, Range<usize>, Block<'_, T>) + Sync,
+) {
+    let n_rows = out.len() / row_len;
+    assert_eq!(out.len(), n_rows * row_len, "whole rows");
+    assert!(within.end <= row_len, "columns that the rows have");
+    let across = within.len().div_ceil(columns_a_block);
+    let n_blocks = n_rows.div_ceil(rows_a_block) * across;
+    let start = SendPtr(out.as_mut_ptr());
+    let blocks_a_grab = n_blocks.div_ceil(threads() * GRABS).max(1);
+    let cursor = AtomicUsize::new(0);
+    barrier_pool().execute(|_| {
+        loop {
+            let first = cursor.fetch_add(blocks_a_grab, Ordering::Relaxed);
+            if first >= n_blocks {
+                break;
+            }
+            for block in first..n_blocks.min(first + blocks_a_grab) {
+                let row = block / across * rows_a_block;
+                let column = within.start + block % across * columns_a_block;
+                let rows = row..n_rows.min(row + rows_a_block);
+                let columns = column..within.end.min(column + columns_a_block);
+                let block = Block {
+                    start: &start,
+                    row_len,
+                    rows: rows.clone(),
+                    columns: columns.clone(),
+                };
+                body(rows, columns, block);
+            }
+        }
+    });
+}
+
+/// A block of a larger matrix, row by row.
+pub struct Block<'a, T> {
+    start: &'a SendPtr<T>,
+    row_len: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<T> Block<'_, T> {
+    /// A row of the block.
+    pub fn row(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.rows.len(), "a row of this block");
+        let offset = (self.rows.start + row) * self.row_len + self.columns.start;
+        // SAFETY: `for_blocks` makes blocks of the rows and columns that the buffer has, hands out
+        // each of them once, and returns before the buffer is used again.
+        unsafe { self.start.slice(offset, self.columns.len()) }
+    }
+}
+
 /// A pointer that may cross threads because each uses a part of its own.
 struct SendPtr<T>(*mut T);
 
-// SAFETY: see `for_rows_of_two`, its only user.
+// SAFETY: see `for_rows_of_two` and `for_blocks`, its only users.
 unsafe impl<T: Send> Sync for SendPtr<T> {}
 
 impl<T> SendPtr<T> {
@@ -137,5 +200,23 @@ mod tests {
             assert!(b[row * 2..][..2].iter().all(|&x| x == row as u64));
         }
         assert_eq!(visits.iter().sum::<usize>(), 100);
+    }
+
+    #[test]
+    fn every_element_is_in_one_block() {
+        let mut out = vec![0u32; 50 * 37];
+        for within in [0..5, 5..37] {
+            for_blocks(&mut out, 37, within, 8, 16, |rows, columns, mut block| {
+                for (i, row) in rows.enumerate() {
+                    assert_eq!(block.row(i).len(), columns.len());
+                    for (column, x) in columns.clone().zip(block.row(i)) {
+                        *x += (row * 37 + column) as u32;
+                    }
+                }
+            });
+        }
+        assert!(out.iter().enumerate().all(|(i, &x)| x == i as u32));
+        let mut nothing: [u32; 0] = [];
+        for_blocks(&mut nothing, 37, 0..37, 8, 16, |_, _, _| panic!("no rows"));
     }
 }

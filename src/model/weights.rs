@@ -1,12 +1,13 @@
-//! Weight matrices in a form that runs fast: padded, requantised and fused at load.
+//! Weight matrices in a form that runs fast: packed, fused, and where need be requantised at load.
 //!
-//! Candle's packed kernels take Q8_0 where the inner width is a multiple of 256; SmolLM2's 576 is
-//! not, and its Q4_1 runs through scalar code. Rows are therefore padded with zeros and, where
-//! needed, requantised to Q8_0, which changes the weights: the format is part of the model's
-//! identity and is recorded with every run.
+//! Q8_0, Q4_1 and Q4_0 run as they are in the file on kernels of our own, where this machine has
+//! fast ones. Other formats, which candle runs slowly, are requantised to Q8_0, which changes the
+//! weights: the format is part of the model's identity and is recorded with every run. Where our
+//! kernels are not fast, Q8_0 runs on candle's, whose packed ones take inner widths that are
+//! multiples of 256.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
@@ -16,6 +17,7 @@ use super::ModelError;
 use super::decoder::with_slice;
 use super::gguf::Gguf;
 use super::kernels;
+use super::packed::{self, Kernel, NibbleBlock, PackedMatrix};
 use super::parallel;
 
 /// Inner width that candle's packed kernels need a multiple of.
@@ -27,24 +29,28 @@ const PACKED_WIDTH: usize = 256;
 pub enum WeightsFormat {
     /// The file's own formats, through candle's kernels for them.
     AsIs,
-    /// Q8_0, inner widths padded to a multiple of 256.
+    /// Q8_0.
     Q8,
     /// Single precision: slowest, and the closest to the file's values.
     F32,
 }
 
 impl WeightsFormat {
-    /// Q8 for a file with quantised matrices, f32 for one without.
+    /// F32 for a file without quantised matrices, as they are where all of them run on kernels of
+    /// our own, else Q8.
     pub fn default_for(gguf: &Gguf) -> Self {
         let float = |f: &GgmlDType| matches!(f, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
-        if gguf.matrix_formats().iter().all(float) {
+        let formats = gguf.matrix_formats();
+        if formats.iter().all(float) {
             Self::F32
+        } else if Kernel::here().pays() && formats.iter().all(is_packable) {
+            Self::AsIs
         } else {
             Self::Q8
         }
     }
 
-    /// What runs and what it was made of, such as `q8_0 from q4_1, q8_0`.
+    /// What runs and what it was made of, such as `as-is: q4_1, q8_0`.
     pub fn label(self, gguf: &Gguf) -> String {
         let formats: Vec<String> = (gguf.matrix_formats().iter())
             .map(|f| format!("{f:?}").to_lowercase())
@@ -55,14 +61,54 @@ impl WeightsFormat {
             Self::F32 => format!("f32 from {}", formats.join(", ")),
         }
     }
+
+    /// What computes on this machine, such as `matrices own, avx512-vnni; vectors avx512`.
+    pub fn kernels(self, gguf: &Gguf) -> String {
+        let own = Kernel::here();
+        let formats = gguf.matrix_formats();
+        let on_own = match self {
+            Self::Q8 => own.pays(),
+            Self::AsIs => own.pays() && formats.iter().any(is_packable),
+            Self::F32 => false,
+        };
+        let on_candle = match self {
+            Self::Q8 => !own.pays(),
+            Self::AsIs => !own.pays() || !formats.iter().all(is_packable),
+            Self::F32 => true,
+        };
+        let matrices = match (on_own, on_candle) {
+            (true, false) => own.name().to_owned(),
+            (true, true) => format!("{} and candle's", own.name()),
+            (false, _) => "candle's".to_owned(),
+        };
+        format!("matrices {matrices}; vectors {}", kernels::instructions())
+    }
+}
+
+/// Whether a format runs as it is on kernels of our own.
+fn is_packable(format: &GgmlDType) -> bool {
+    matches!(format, GgmlDType::Q8_0 | GgmlDType::Q4_1 | GgmlDType::Q4_0)
 }
 
 /// A matrix, or several that share their input stacked row by row.
 #[derive(Debug)]
 pub struct Matrix {
-    parts: Vec<QMatMul>,
+    parts: Parts,
     /// Width of the input that `forward` wants; behind the true width it must hold zeros.
     pub input_width: usize,
+}
+
+#[derive(Debug)]
+enum Parts {
+    Candle(Vec<QMatMul>),
+    Packed(Kernel, Vec<PackedMatrix>),
+}
+
+/// Working memory of products, and the latest of them.
+#[derive(Debug, Default)]
+pub struct Product {
+    activations: packed::Activations,
+    out: Vec<f32>,
 }
 
 impl Matrix {
@@ -86,11 +132,19 @@ impl Matrix {
         format: WeightsFormat,
         width: usize,
     ) -> candle_core::Result<Self> {
+        let own = Kernel::here();
         match format {
+            WeightsFormat::AsIs
+                if own.pays() && tensors.iter().all(|t| is_packable(&t.dtype())) =>
+            {
+                let same = |a: &QTensor, b: &QTensor| a.dtype() == b.dtype();
+                let packed = tensors.chunk_by(same).map(|same| pack(same, width));
+                Self::packed(own, packed.collect::<candle_core::Result<_>>()?)
+            }
             WeightsFormat::AsIs => {
                 let parts = tensors.into_iter().map(QMatMul::from_qtensor);
                 Ok(Self {
-                    parts: parts.collect::<candle_core::Result<_>>()?,
+                    parts: Parts::Candle(parts.collect::<candle_core::Result<_>>()?),
                     input_width: width,
                 })
             }
@@ -98,10 +152,14 @@ impl Matrix {
                 let parts: Vec<Tensor> = (tensors.iter())
                     .map(|t| t.dequantize(&Device::Cpu))
                     .collect::<candle_core::Result<_>>()?;
+                let stacked = QMatMul::Tensor(Tensor::cat(&parts, 0)?);
                 Ok(Self {
-                    parts: vec![QMatMul::Tensor(Tensor::cat(&parts, 0)?)],
+                    parts: Parts::Candle(vec![stacked]),
                     input_width: width,
                 })
+            }
+            WeightsFormat::Q8 if own.pays() => {
+                Self::packed(own, vec![pack_as_bytes(&tensors, width)?])
             }
             WeightsFormat::Q8 => {
                 let padded = width.next_multiple_of(PACKED_WIDTH);
@@ -113,48 +171,95 @@ impl Matrix {
                 }
                 let storage =
                     QStorage::from_data(Cow::Owned(bytes), &Device::Cpu, GgmlDType::Q8_0)?;
+                let stacked = Arc::new(QTensor::new(storage, (rows, padded))?);
                 Ok(Self {
-                    parts: vec![QMatMul::QTensor(Arc::new(QTensor::new(
-                        storage,
-                        (rows, padded),
-                    )?))],
+                    parts: Parts::Candle(vec![QMatMul::QTensor(stacked)]),
                     input_width: padded,
                 })
             }
         }
     }
 
+    fn packed(kernel: Kernel, parts: Vec<PackedMatrix>) -> candle_core::Result<Self> {
+        let Some(first) = parts.first() else {
+            candle_core::bail!("a matrix of no parts")
+        };
+        Ok(Self {
+            input_width: first.width(),
+            parts: Parts::Packed(kernel, parts),
+        })
+    }
+
     /// `(n, input_width)` to `(n, rows)`.
-    pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.apply(|part| part.forward(x))
+    pub fn forward<'p>(
+        &self,
+        x: &Tensor,
+        product: &'p mut Product,
+    ) -> candle_core::Result<&'p [f32]> {
+        self.apply(x, product, |part| part.forward(x))
     }
 
     /// As [`Matrix::forward`] for a few rows, each of which gets the bits that it gets alone.
-    pub fn forward_each(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.apply(|part| forward_each(part, x))
+    pub fn forward_each<'p>(
+        &self,
+        x: &Tensor,
+        product: &'p mut Product,
+    ) -> candle_core::Result<&'p [f32]> {
+        self.apply(x, product, |part| forward_each(part, x))
     }
 
-    /// What `multiply` gives for each part, side by side.
-    fn apply(
+    /// Our own product, or what candle's `multiply` gives for each part, side by side.
+    fn apply<'p>(
         &self,
+        x: &Tensor,
+        product: &'p mut Product,
         multiply: impl Fn(&QMatMul) -> candle_core::Result<Tensor>,
-    ) -> candle_core::Result<Tensor> {
-        match &self.parts[..] {
-            [only] => multiply(only),
-            parts => {
+    ) -> candle_core::Result<&'p [f32]> {
+        let Product { activations, out } = product;
+        match &self.parts {
+            Parts::Packed(kernel, parts) => {
+                with_slice(x, |x| activations.quantise(x, self.input_width))?;
+                let rows = parts.iter().map(PackedMatrix::rows).sum();
+                out.resize(x.dim(0)? * rows, 0.0);
+                let mut first = 0;
+                for part in parts {
+                    part.multiply(*kernel, activations, out, rows, first);
+                    first += part.rows();
+                }
+            }
+            Parts::Candle(parts) => {
                 let outputs: Vec<Tensor> = (parts.iter())
                     .map(multiply)
                     .collect::<candle_core::Result<_>>()?;
-                Tensor::cat(&outputs, 1)?.contiguous()
+                let whole = match &outputs[..] {
+                    [only] => only.clone(),
+                    several => Tensor::cat(several, 1)?.contiguous()?,
+                };
+                out.clear();
+                with_slice(&whole, |whole| out.extend_from_slice(whole))?;
             }
         }
+        Ok(out)
     }
 
-    /// Rows `ids` as f32, `(n, width)`: the embedding of tokens.
-    pub fn rows(&self, ids: &[u32], width: usize) -> candle_core::Result<Tensor> {
-        let ids = Tensor::new(ids, &Device::Cpu)?;
-        // The embedding is one matrix, never a fused one.
-        (self.parts[0].embedding(&ids)?.narrow(1, 0, width)?).contiguous()
+    /// Appends rows `ids` as f32, `(n, width)`: the embedding of tokens.
+    pub fn rows(&self, ids: &[u32], width: usize, out: &mut Vec<f32>) -> candle_core::Result<()> {
+        match &self.parts {
+            // The embedding is one matrix, never a fused one.
+            Parts::Packed(_, parts) => {
+                let start = out.len();
+                out.resize(start + ids.len() * width, 0.0);
+                for (id, out) in ids.iter().zip(out[start..].chunks_mut(width)) {
+                    parts[0].read_row(*id as usize, out);
+                }
+                Ok(())
+            }
+            Parts::Candle(parts) => {
+                let ids = Tensor::new(ids, &Device::Cpu)?;
+                let rows = (parts[0].embedding(&ids)?.narrow(1, 0, width)?).contiguous()?;
+                with_slice(&rows, |rows| out.extend_from_slice(rows))
+            }
+        }
     }
 
     /// Bytes of the weights as loaded, without candle's packed copies.
@@ -165,8 +270,78 @@ impl Matrix {
                 t.elem_count() * t.dtype().size_in_bytes()
             }
         };
-        self.parts.iter().map(size).sum()
+        match &self.parts {
+            Parts::Candle(parts) => parts.iter().map(size).sum(),
+            Parts::Packed(_, parts) => parts.iter().map(PackedMatrix::bytes).sum(),
+        }
     }
+}
+
+/// Stacks matrices of one format row by row, as they are in the file.
+fn pack(tensors: &[QTensor], width: usize) -> candle_core::Result<PackedMatrix> {
+    let (dtype, rows) = (tensors[0].dtype(), stacked_rows(tensors));
+    if dtype == GgmlDType::Q8_0 {
+        return pack_as_bytes(tensors, width);
+    }
+    let parts: Vec<Cow<'_, [u8]>> = (tensors.iter())
+        .map(QTensor::data)
+        .collect::<candle_core::Result<_>>()?;
+    let blocks = width / dtype.block_size();
+    Ok(PackedMatrix::pack_nibbles(rows, width, |row, block| {
+        let (part, row) = locate(tensors, row);
+        let bytes = &parts[part][(row * blocks + block) * dtype.type_size()..];
+        match dtype {
+            GgmlDType::Q4_1 => {
+                let block = bytes.first_chunk().expect("a block of the tensor's bytes");
+                NibbleBlock::from_q4_1(block)
+            }
+            _ => {
+                let block = bytes.first_chunk().expect("a block of the tensor's bytes");
+                NibbleBlock::from_q4_0(block)
+            }
+        }
+    }))
+}
+
+/// Stacks matrices of any formats row by row as Q8_0.
+fn pack_as_bytes(tensors: &[QTensor], width: usize) -> candle_core::Result<PackedMatrix> {
+    let mut parts = Vec::new();
+    for tensor in tensors {
+        parts.push((tensor.dtype(), tensor.data()?));
+    }
+    let failed = Mutex::new(Ok(()));
+    let packed = PackedMatrix::pack(stacked_rows(tensors), width, |row, values| {
+        let (part, row) = locate(tensors, row);
+        let (dtype, bytes) = &parts[part];
+        let row_bytes = width / dtype.block_size() * dtype.type_size();
+        let bytes = &bytes[row * row_bytes..][..row_bytes];
+        if let Err(error) = dequantise(*dtype, bytes, &mut values[..width]) {
+            *failed.lock().unwrap_or_else(|e| e.into_inner()) = Err(error);
+        }
+    });
+    failed.into_inner().unwrap_or_else(|e| e.into_inner())?;
+    Ok(packed)
+}
+
+fn stacked_rows(tensors: &[QTensor]) -> usize {
+    tensors.iter().map(|tensor| tensor.shape().dims()[0]).sum()
+}
+
+/// Which tensor a row of the stack is of, and which of its rows.
+fn locate(tensors: &[QTensor], row: usize) -> (usize, usize) {
+    let (mut row, mut part) = (row, 0);
+    while row >= tensors[part].shape().dims()[0] {
+        row -= tensors[part].shape().dims()[0];
+        part += 1;
+    }
+    (part, row)
+}
+
+/// One row of a matrix in its file's format, as candle reads it.
+fn dequantise(dtype: GgmlDType, bytes: &[u8], out: &mut [f32]) -> candle_core::Result<()> {
+    let storage = QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, dtype)?;
+    let row = QTensor::new(storage, (1, out.len()))?.dequantize(&Device::Cpu)?;
+    with_slice(&row, |row| out.copy_from_slice(row))
 }
 
 /// Most rows for which candle does not turn to AMX tiles for Q4K.
@@ -284,15 +459,12 @@ mod tests {
             for n in [1, 2, 3, 4, 5, 8, 33] {
                 let x =
                     Tensor::from_vec(noise(n * SHAPE.1, 9), (n, SHAPE.1), &Device::Cpu).unwrap();
-                let together = matrix.forward_each(&x).unwrap();
-                let together = together.to_vec2::<f32>().unwrap();
-                for (i, together) in together.iter().enumerate() {
-                    let alone = matrix.forward_each(&x.narrow(0, i, 1).unwrap()).unwrap();
-                    let alone = alone.to_vec2::<f32>().unwrap();
-                    assert_eq!(
-                        *together, alone[0],
-                        "{format:?} {weights:?}: row {i} of {n}"
-                    );
+                let mut product = Product::default();
+                let together = matrix.forward_each(&x, &mut product).unwrap().to_vec();
+                for (i, together) in together.chunks(SHAPE.0).enumerate() {
+                    let row = x.narrow(0, i, 1).unwrap();
+                    let alone = matrix.forward_each(&row, &mut product).unwrap();
+                    assert_eq!(together, alone, "{format:?} {weights:?}: row {i} of {n}");
                 }
             }
         }
@@ -303,16 +475,12 @@ mod tests {
         for weights in [WeightsFormat::F32, WeightsFormat::Q8] {
             let matrix = matrix(GgmlDType::F32, weights);
             let x = Tensor::from_vec(noise(6 * SHAPE.1, 9), (6, SHAPE.1), &Device::Cpu).unwrap();
-            let apart = matrix.forward_each(&x).unwrap();
-            let together = matrix.forward(&x).unwrap();
-            assert_eq!(apart.dims(), together.dims());
-            let difference = (apart - together)
-                .unwrap()
-                .abs()
-                .unwrap()
-                .max_all()
-                .unwrap();
-            let difference = difference.to_scalar::<f32>().unwrap();
+            let (mut first, mut second) = (Product::default(), Product::default());
+            let apart = matrix.forward_each(&x, &mut first).unwrap();
+            let together = matrix.forward(&x, &mut second).unwrap();
+            assert_eq!((apart.len(), together.len()), (6 * SHAPE.0, 6 * SHAPE.0));
+            let pairs = apart.iter().zip(together);
+            let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             // Sums of 512 products of up to 1.
             assert!(difference < 1e-3, "{weights:?}: {difference}");
         }

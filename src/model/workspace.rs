@@ -7,6 +7,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Tensor};
 
 use super::attention;
+use super::weights::Product;
 
 /// Everything between the weights and the caches, for one pass at a time.
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub struct Workspace {
     pub activated: Input,
     /// What goes into the output matrix.
     pub last: Input,
+    /// What comes out of a matrix.
+    pub product: Product,
     /// Of attention's own.
     pub attention: attention::Scratch,
 }

@@ -56,8 +56,8 @@ impl Compute {
         Ok(compute)
     }
 
-    /// Runs a short request once: candle packs weights when they are first used, which belongs to
-    /// no request's time and memory.
+    /// Runs a short request once: threads start and candle packs its weights when they are first
+    /// used, which belongs to no request's time and memory.
     fn warm_up(&self) -> anyhow::Result<()> {
         let (done, finished) = mpsc::channel();
         self.submit(move |engine| {

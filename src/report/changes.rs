@@ -211,7 +211,7 @@ mod tests {
             "change of E2E, pair by pair, with its 95% interval; ~: may be chance"
         );
         assert!(
-            notes[1].starts_with("  512 tokens, split against single: +0.658% (+0.65"),
+            notes[1].starts_with("  512 tokens, split against single: +0.66% (+0.6"),
             "{notes:?}"
         );
         assert!(notes[1].ends_with("p 0.0079"), "{notes:?}");
@@ -228,7 +228,7 @@ mod tests {
                 .unwrap();
             line.split('|').map(|cell| cell.trim().to_owned()).collect()
         };
-        assert_eq!(row("TTFT")[5..7], ["~ +0.000", "+0.000 to +0.000"]);
+        assert_eq!(row("TTFT")[5..7], ["~ +0.00", "+0.00 to +0.00"]);
         assert_eq!(row("E2E")[5..7], ["+9.84", "+9.84 to +9.84"]);
         assert_eq!(row("E2E")[9..11], ["0.0079", "5"]);
     }
@@ -258,7 +258,7 @@ mod tests {
     fn numbers_have_their_sign() {
         assert_eq!(
             (signed(1.5), signed(-1.5), signed(0.0)),
-            ("+1.50".into(), "-1.50".into(), "+0.000".into())
+            ("+1.50".into(), "-1.50".into(), "+0.00".into())
         );
         assert_eq!(probability(0.00793), "0.0079");
         assert_eq!(

@@ -246,6 +246,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             name: "smollm2-135m".into(),
             file_sha256: "b1".repeat(32),
             weights: "q8_0 from q4_1".into(),
+            kernels: None,
             fingerprint: "f1".repeat(16),
             weight_bytes: 150_000_000,
             n_layers: N_LAYERS,

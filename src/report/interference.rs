@@ -9,8 +9,7 @@ use tabled::settings::{Alignment, Modify, Padding, Style};
 
 use super::number::{count, significant};
 use super::tables;
-use crate::metrics::Arm;
-use crate::metrics::interference::{InterferenceArm, NodeCores, SummaryInterference};
+use crate::metrics::interference::{NodeCores, SummaryInterference};
 use crate::metrics::summary::Summary;
 use crate::stats::Figure;
 
@@ -89,7 +88,7 @@ fn builder(measured: &SummaryInterference, separator: &str) -> Builder {
     for arm in &measured.arms {
         let median = |figure: Option<Figure>| or_none(figure.map(|f| f.median));
         builder.push_record([
-            name(arm),
+            arm.way(),
             median(arm.undisturbed_itl_ms),
             median(arm.worst_itl_ms),
             or_none(arm.p95_itl_ms),
@@ -98,15 +97,6 @@ fn builder(measured: &SummaryInterference, separator: &str) -> Builder {
         ]);
     }
     builder
-}
-
-/// As tables and sentences call an arm.
-pub(super) fn name(arm: &InterferenceArm) -> String {
-    match (arm.arm, arm.chunk_tokens) {
-        (Arm::Split, _) => "split".to_owned(),
-        (Arm::Single, None) => "single, whole prompt".to_owned(),
-        (Arm::Single, Some(chunk)) => format!("single, chunks of {chunk}"),
-    }
 }
 
 fn notes(measured: &SummaryInterference) -> Vec<String> {
@@ -123,14 +113,14 @@ fn notes(measured: &SummaryInterference) -> Vec<String> {
         if arm.cut_short > 0 {
             notes.push(format!(
                 "{}: the running sequence ended before the prefill in {}, which are in no figure: give a shorter prompt beside it",
-                name(arm),
+                arm.way(),
                 count(arm.cut_short, "sample"),
             ));
         }
         if arm.failed > 0 {
             notes.push(format!(
                 "{}: {} failed",
-                name(arm),
+                arm.way(),
                 count(arm.failed, "sample")
             ));
         }
@@ -149,6 +139,7 @@ fn or_none(value: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Arm;
     use crate::report::fixture::{interference, record, usual_case};
 
     #[test]

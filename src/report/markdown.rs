@@ -20,6 +20,7 @@ pub(super) fn report(
 ) -> String {
     let none = "nothing was measured".to_owned();
     let mut text = format!("# {}\n\n", summary.verdict.as_ref().unwrap_or(&none));
+    text += &section("Answers", &super::answers::section(summary));
     if !summary.alarms.is_empty() {
         let alarms = summary.alarms.iter().map(|a| format!("- **{a}**\n"));
         text += &format!(

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tabled::builder::Builder;
 use tabled::settings::Style;
 
+use super::changes::CHANCE;
 use super::projected::Projected;
 use super::tables::{comparison_table, name, pipeline_summary};
 use crate::metrics::summary::Summary;
@@ -17,6 +18,7 @@ const WIDTH: usize = 80;
 pub fn to_terminal(record: &Record) -> String {
     let summary = Summary::of(record);
     let mut parts: Vec<String> = summary.verdict.iter().cloned().collect();
+    parts.extend(super::answers::to_terminal(&summary, WIDTH));
     let single = |arm: &crate::metrics::summary::SummaryArm| arm.arm == Arm::Single;
     if summary
         .cases
@@ -52,8 +54,12 @@ fn against_baseline(baseline: &BaselineUse, summary: &Summary) -> Option<String>
         let now = (case.arms.iter())
             .filter(|arm| !(baseline.stands_in && arm.arm == Arm::Single))
             .filter_map(|arm| {
-                let ratio = arm.e2e_ms?.median / before.median;
-                Some(format!("{} {ratio:.2}x", name(case, arm, " ")))
+                let now = arm.e2e_ms?;
+                let ratio = match now.lies_apart_from(before) {
+                    true => format!("{:.2}x", now.median / before.median),
+                    false => CHANCE.to_owned(),
+                };
+                Some(format!("{} {ratio}", name(case, arm, " ")))
             });
         let now: Vec<String> = now.collect();
         if !now.is_empty() {
@@ -65,7 +71,10 @@ fn against_baseline(baseline: &BaselineUse, summary: &Summary) -> Option<String>
             ));
         }
     }
-    let title = format!("E2E against {} of {}", baseline.file, baseline.measured_at);
+    let title = format!(
+        "E2E against {} of {}; {CHANCE}: the intervals overlap",
+        baseline.file, baseline.measured_at
+    );
     (!lines.is_empty()).then(|| format!("{title}\n{}", lines.join("\n")))
 }
 
@@ -82,4 +91,42 @@ pub fn settings(settings: &BTreeMap<String, Setting>) -> String {
         table.push_record([name.clone(), value, setting.origin.to_string()]);
     }
     table.build().with(Style::blank()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::summary::single_e2e_ms;
+    use crate::report::fixture::{record, usual_case};
+
+    #[test]
+    fn a_baseline_that_may_be_equal_is_marked() {
+        let record = record(vec![usual_case(128), usual_case(512)]);
+        let mut baseline = BaselineUse {
+            file: "baseline_metrics.json".into(),
+            measured_at: "2026-01-01T00:00:00Z".into(),
+            stands_in: false,
+            warnings: Vec::new(),
+            e2e_ms: single_e2e_ms(&record),
+        };
+        let summary = Summary::of(&record);
+        let text = against_baseline(&baseline, &summary).unwrap();
+        assert!(
+            text.contains("128 tokens: 1108.0 ms then; now single ~, split ~"),
+            "{text}"
+        );
+        assert!(
+            text.contains("512 tokens: 1492.0 ms then; now single ~, split 1.01x"),
+            "{text}"
+        );
+        // An older file has no intervals.
+        for figure in baseline.e2e_ms.values_mut() {
+            (figure.ci_low, figure.ci_high) = (None, None);
+        }
+        let text = against_baseline(&baseline, &summary).unwrap();
+        assert!(
+            text.contains("now single ~, split ~") && !text.contains("1.01x"),
+            "{text}"
+        );
+    }
 }

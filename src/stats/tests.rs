@@ -97,6 +97,25 @@ fn intervals_cover_the_median_as_often_as_they_say() {
     assert!((915..=985).contains(&covered), "{covered}");
 }
 
+/// Two arms drawn from one skewed distribution, over 1,000 seeded runs.
+#[test]
+fn equal_arms_are_called_different_no_more_often_than_stated() {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+    let mut random = StdRng::seed_from_u64(5);
+    for n in [5, 7, 20] {
+        let mut arm = || -> Vec<(u32, f64)> {
+            let times = (0..n).map(|repeat| (repeat, 100.0 - random.random::<f64>().ln()));
+            times.collect()
+        };
+        let called = (0..1000).filter(|seed| {
+            let (before, after) = (arm(), arm());
+            Change::paired(&before, &after, *seed).unwrap().significant
+        });
+        let called = called.count();
+        assert!(called <= 50, "{called} of 1000 at {n} repeats");
+    }
+}
+
 /// p of `scipy.stats.mannwhitneyu(x, y, method=...)`.
 #[test]
 fn p_is_that_of_scipy() {

@@ -101,9 +101,12 @@ pub enum Problem {
     /// Broken JSON; the parser's words.
     #[error("not valid JSON ({0}): wanted one object a line, like {{\"prompt\": \"...\"}}")]
     NotJson(String),
-    /// A broken array; the parser's words.
-    #[error("not valid JSON ({0}): wanted one array of objects, since the file begins with [")]
-    NotAnArray(String),
+    /// An array without an end.
+    #[error("the array that the file begins with has no end: wanted ] behind its last item")]
+    ArrayOpen,
+    /// An array with something behind it.
+    #[error("the array that the file begins with ends here: wanted nothing behind its ]")]
+    ArrayEnds,
     /// JSON, but not an object.
     #[error("got {0}: wanted an object like {{\"prompt\": \"...\", \"max_tokens\": 50}}")]
     NotAnObject(&'static str),

@@ -7,14 +7,12 @@
 //! measuring time.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::IgnoredAny;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use super::item::read_item;
 use super::{Place, Problem, PromptText, Turn, WorkloadError};
@@ -201,13 +199,9 @@ fn read_array(bytes: &[u8], set: &mut Set) -> Result<(), (Place, Problem)> {
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| (line_at(error.valid_up_to()), Problem::NotUtf8))?;
-    let mut json = serde_json::Deserializer::from_str(text);
-    let items = (json.deserialize_seq(Items))
-        .and_then(|items| json.end().map(|()| items))
-        .map_err(|e| (Place::Line(e.line()), Problem::NotAnArray(e.to_string())))?;
+    let items = items(text).map_err(|(end, problem)| (line_at(end), problem))?;
     for (number, item) in (1..).zip(items) {
         let place = Place::Item(number);
-        let item = item.get();
         let read = match item.len() > MAX_ITEM_BYTES {
             true => Err(Problem::TooLong),
             false => (serde_json::from_str(item).map_err(not_json))
@@ -218,27 +212,40 @@ fn read_array(bytes: &[u8], set: &mut Set) -> Result<(), (Place, Problem)> {
     Ok(())
 }
 
-/// Finds the items of an array without looking into them; of those that are too many, one.
-struct Items;
-
-impl<'de> Visitor<'de> for Items {
-    type Value = Vec<&'de RawValue>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of objects")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let mut found = Vec::new();
-        while found.len() <= MAX_PROMPTS {
-            match items.next_element()? {
-                Some(item) => found.push(item),
-                None => return Ok(found),
-            }
+/// The items of an array as text, whatever is in them, and no more than one too many; an error
+/// comes with where it is.
+fn items(array: &str) -> Result<Vec<&str>, (usize, Problem)> {
+    let first = array.find('[').map_or(array.len(), |open| open + 1);
+    let (mut depth, mut in_string, mut is_escaped, mut start) = (1, false, false, first);
+    let mut items = Vec::new();
+    for (at, byte) in array.bytes().enumerate().skip(first) {
+        if in_string {
+            in_string = is_escaped || byte != b'"';
+            is_escaped = !is_escaped && byte == b'\\';
+            continue;
         }
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(found)
+        match byte {
+            b'"' => in_string = true,
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+        let is_end = depth == 0;
+        if is_end || (depth == 1 && byte == b',') {
+            let item = array[start..at].trim();
+            let is_empty_array = is_end && items.is_empty() && item.is_empty();
+            items.extend((!is_empty_array).then_some(item));
+            start = at + 1;
+        }
+        if is_end || items.len() > MAX_PROMPTS {
+            let is_followed = is_end && !array[start..].trim().is_empty();
+            return match is_followed || (is_end && byte == b'}') {
+                true => Err((at, Problem::ArrayEnds)),
+                false => Ok(items),
+            };
+        }
     }
+    Err((array.len(), Problem::ArrayOpen))
 }
 
 #[cfg(test)]

@@ -383,13 +383,39 @@ fn what_is_wrong_with_a_conversation_is_said_with_its_item_and_turn() {
     assert_eq!(refused(twice.as_bytes()), (Place::Item(2), taken));
     // A file that begins like an array and is none.
     let open = "[{\"prompt\": \"x\"},\n{\"prompt\": \"y\"}\n";
-    let (place, problem) = refused(open.as_bytes());
-    assert!(matches!(problem, Problem::NotAnArray(_)), "{problem}");
-    assert!(matches!(place, Place::Line(2 | 3)), "{place}");
+    assert_eq!(
+        refused(open.as_bytes()),
+        (Place::Line(3), Problem::ArrayOpen)
+    );
+    for (array, line) in [
+        ("[{\"prompt\": \"x\"}]\n{}", 1),
+        ("[\n{\"prompt\": \"x\"}\n}", 3),
+        ("[\n]]", 2),
+    ] {
+        let ends = (Place::Line(line), Problem::ArrayEnds);
+        assert_eq!(refused(array.as_bytes()), ends, "{array}");
+    }
+    for broken in [
+        "[{\"prompt\": \"x\"},]",
+        "[{\"prompt\": \"x\"}, {\"a\" 1}]",
+        "[{\"prompt\": \"x\"} ,, 1]",
+    ] {
+        let (place, problem) = refused(broken.as_bytes());
+        assert_eq!(place, Place::Item(2), "{broken}");
+        assert!(matches!(problem, Problem::NotJson(_)), "{problem}");
+    }
     assert_eq!(
         refused(b"[\n{\"prompt\": \"\xff\"}]"),
         (Place::Line(2), Problem::NotUtf8)
     );
+}
+
+#[test]
+fn brackets_and_quotes_inside_a_text_end_nothing() {
+    let array = r#"[{"prompt": "a ] \" } , \\"}, {"prompt": "[{"}]"#;
+    let prompts = strict(array.as_bytes()).unwrap();
+    assert_eq!(prompts[0].turns, [Turn::of_user(r#"a ] " } , \"#)]);
+    assert_eq!(prompts[1].turns, [Turn::of_user("[{")]);
 }
 
 #[test]
