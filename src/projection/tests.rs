@@ -203,7 +203,10 @@ fn a_bad_fit_is_not_projected_from_and_the_reason_says_what_to_do() {
         (with(|f| f.held_out_error_pct = Some(31.0)), "31% off"),
         (with(|f| f.held_out_error_pct = None), "too few sizes"),
         (
-            with(|f| f.sizes.iter_mut().for_each(|s| s.wire_ms /= 5.0)),
+            with(|f| {
+                f.sizes.iter_mut().for_each(|s| s.wire_ms /= 5.0);
+                f.beta_gbps = Some(50.0);
+            }),
             "took 5.0 times what the fit",
         ),
     ] {
