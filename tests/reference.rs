@@ -57,7 +57,9 @@ const Q8_DIFFERENT_STEPS: usize = 40;
 /// Our Q8_0 against candle's Q4_1, each with errors of its own. Measured: 2.68.
 const TWO_QUANTISED_TOLERANCE: f32 = 3.5;
 
-/// Tokens of public-domain prose that go before the scored ones, and those.
+/// Passages of public-domain prose, each of tokens that go before the scored ones, and those. Over
+/// 384 tokens in all a ratio scatters by 1%, over these by a third of that.
+const PERPLEXITY_PASSAGES: usize = 6;
 const PERPLEXITY_CONTEXT: usize = 128;
 const PERPLEXITY_SCORED: usize = 384;
 
@@ -254,20 +256,32 @@ fn stays_near(fixture: &Fixture, engine: &Engine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Perplexity of the tokens behind the first `PERPLEXITY_CONTEXT` of a text, each predicted from all
-/// before it.
+/// Perplexity of the scored tokens of all passages of a text, each predicted from all before it in
+/// its passage.
 fn perplexity(engine: &Engine, ids: &[u32]) -> anyhow::Result<f64> {
-    let (context, scored) = ids.split_at(PERPLEXITY_CONTEXT);
-    let cache = KvCache::new(engine.shape().kv_layout(KvDtype::F16), ids.len());
-    let mut logits = engine.prefill(context, None, &cache, |_| ())?;
+    let length = PERPLEXITY_CONTEXT + PERPLEXITY_SCORED;
+    let passages: Vec<&[u32]> = ids.chunks_exact(length).take(PERPLEXITY_PASSAGES).collect();
+    assert_eq!(passages.len(), PERPLEXITY_PASSAGES, "the text is too short");
+    let layout = engine.shape().kv_layout(KvDtype::F16);
+    let caches: Vec<KvCache> = passages
+        .iter()
+        .map(|_| KvCache::new(layout, length))
+        .collect();
+    let mut all = (passages.iter().zip(&caches))
+        .map(|(ids, cache)| engine.prefill(&ids[..PERPLEXITY_CONTEXT], None, cache, |_| ()))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let mut nats = 0.0;
-    for &id in scored {
-        let best = logits.0.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let exps = logits.0.iter().map(|x| f64::from(x - best).exp());
-        nats += exps.sum::<f64>().ln() - f64::from(logits.0[id as usize] - best);
-        logits = engine.step(id, &cache)?;
+    for at in PERPLEXITY_CONTEXT..length {
+        for (logits, ids) in all.iter().zip(&passages) {
+            let best = logits.0.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let exps = logits.0.iter().map(|x| f64::from(x - best).exp());
+            nats += exps.sum::<f64>().ln() - f64::from(logits.0[ids[at] as usize] - best);
+        }
+        let next = passages.iter().zip(&caches);
+        let batch: Vec<_> = next.map(|(ids, cache)| (ids[at], cache)).collect();
+        all = engine.step_batch(&batch)?;
     }
-    Ok((nats / scored.len() as f64).exp())
+    Ok((nats / (PERPLEXITY_PASSAGES * PERPLEXITY_SCORED) as f64).exp())
 }
 
 #[test]
@@ -279,7 +293,7 @@ fn quantised_ways_have_the_perplexity_of_the_files_own_values() -> anyhow::Resul
             return Ok(None);
         };
         let ids = engine.tokenizer.encode(text)?;
-        perplexity(&engine, &ids[..PERPLEXITY_CONTEXT + PERPLEXITY_SCORED]).map(Some)
+        perplexity(&engine, &ids).map(Some)
     };
     // The file's values in single precision, with nothing quantised on the way.
     let Some(exact) = measure(WeightsFormat::F32)? else {
@@ -385,12 +399,12 @@ fn candle_agrees_on_random_models() -> anyhow::Result<()> {
     // activation now and then; in the last case only ours quantises them in blocks of 256.
     for (format, weights, tolerance) in [
         (GgmlDType::F32, F32, 2e-4),
-        (GgmlDType::Q8_0, AsIs, 0.2),
+        (GgmlDType::Q8_0, AsIs, 0.5),
         (GgmlDType::Q8_0, Q8, 0.8),
     ] {
         for seed in 1..=3 {
             let (engine, mut candle) = tiny(seed, format, weights)?;
-            let distance = distance_from_candle(&engine, &mut candle, weights != Q8)?;
+            let distance = distance_from_candle(&engine, &mut candle, weights == F32)?;
             let case = format!("tiny model {seed}, {weights:?} from {format:?}");
             eprintln!("{case}: {distance:.6} away from candle");
             assert!(distance <= tolerance, "{case}: {distance}");
