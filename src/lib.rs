@@ -25,7 +25,7 @@
 //!   notebook's file, and which earlier one a run may be compared with.
 //! - [`metrics`]: the record and what derives from it. [`stats`]: statistics.
 //! - [`link`]: what a sweep over the link says about it.
-//! - [`environment`]: where it ran.
+//! - [`environment`]: where it ran. [`cores`]: which cores it was kept on.
 //! - [`alarms`]: what makes the figures doubtful. [`compare`]: two runs of one experiment.
 //! - [`projection`]: the same request on other links. [`verdict`], [`report`]: what it means, in
 //!   a line, in tables, in charts.
@@ -40,7 +40,8 @@
 //!
 //! Denied, but for: `model::kv_cache` (disjoint ranges of one buffer), `model::parallel` (rows of
 //! one buffer on several threads), `model::attention` (gemm takes pointers), `model::packed`
-//! (instructions that a machine may not have), `wire::socket` (`getsockopt`), and one call in `main` (environment variables before threads exist).
+//! (instructions that a machine may not have), `wire::socket` (`getsockopt`), and one call in `main`
+//! (environment variables before threads exist).
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
