@@ -95,10 +95,10 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
     }
 }
 
-/// Turns that an idle worker of candle's pool spins before it sleeps: some tens of microseconds, the
-/// gap between two operations. Candle's own 25,000 keep a core busy for half a millisecond after
-/// prefill, just when the network threads of both nodes need it: on two cores a bulk transfer of
-/// 24 MB at 25 Gbit/s took 10.4 instead of 7.8 ms, and prefill and decode became no faster.
+/// Turns that an idle worker of candle's pool spins before it sleeps. Candle's own are 25,000, spun
+/// on a core that the network threads of both nodes need just after prefill: on two cores some bulk
+/// transfers of 24 MB at 25 Gbit/s went from 10 to 8 ms with fewer turns, others did not, and prefill
+/// and decode showed no difference above their noise.
 const POOL_SPIN_LIMIT: &str = "1000";
 
 /// Candle's pools take their size and patience from the environment when they are first used, and
