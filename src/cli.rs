@@ -63,6 +63,8 @@ pub enum Command {
     Project(ProjectArgs),
     /// The experiment: the same prompts on one node and split over two, compared
     Split(SplitArgs),
+    /// Rebuild the report of a recorded run from its run.json, offline
+    Report(ReportArgs),
     /// Two recorded runs: what changed, whether that may be chance, and whether it is allowed
     Compare(CompareArgs),
 }
@@ -451,6 +453,21 @@ pub struct CompareArgs {
     pub fail_on: Vec<Gate>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench report reports/20260101T120000Z-split           anew, beside its run.json
+  disagg-bench report run.json --out report                    into another folder
+
+The same run.json and the same build give the same bytes. Nothing is measured.")]
+pub struct ReportArgs {
+    /// The run: its run.json, or its folder
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Folder for the report [default: the run's]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

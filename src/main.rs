@@ -53,7 +53,11 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::ServeDecode(args) => Some(&args.model),
         Command::RunPrefill(args) => Some(&args.model),
         Command::Split(args) => Some(&args.model),
-        Command::Compare(_) | Command::Link(_) | Command::Models(_) | Command::Project(_) => None,
+        Command::Compare(_)
+        | Command::Link(_)
+        | Command::Models(_)
+        | Command::Project(_)
+        | Command::Report(_) => None,
     };
     let cores = model.and_then(|model| model.cores.as_ref());
     let threads = preparation::threads(model.and_then(|model| model.threads), cores);
@@ -91,6 +95,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::Link(args) => cmd::link::run(args, threads, &terminal),
         Command::Models(args) => cmd::models::run(args, &terminal),
         Command::Project(args) => cmd::project::run(args),
+        Command::Report(args) => cmd::report::run(args, &terminal),
         Command::Split(args) => cmd::split::run(args, settings, threads, &terminal),
     }
 }

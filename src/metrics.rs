@@ -570,7 +570,12 @@ impl Record {
         struct Version {
             schema_version: u32,
         }
-        let not_a_run = || format!("{} is not a run file of this tool", path.display());
+        let not_a_run = || {
+            format!(
+                "{} is not a run file of this tool: give the run.json of a run, or its folder",
+                path.display()
+            )
+        };
         let version: Version = serde_json::from_str(&text).with_context(not_a_run)?;
         anyhow::ensure!(
             version.schema_version == SCHEMA_VERSION,

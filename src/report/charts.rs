@@ -12,12 +12,14 @@ mod transfer;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use serde::Serialize;
 
 use super::number::significant;
 use crate::metrics::summary::Summary;
 use crate::projection::Outlook;
 
 /// A finished chart.
+#[derive(Debug, Serialize)]
 pub struct Chart {
     /// Name of its file.
     pub file: &'static str,
@@ -72,7 +74,7 @@ const ON_LIGHT: RGBColor = RGBColor(0x0A, 0x0A, 0x0A);
 
 /// Swaps paper and ink where the reader prefers dark. plotters writes colours as attributes,
 /// which any rule of a style sheet overrides.
-const STYLE: &str = "<style>@media (prefers-color-scheme: dark) {\
+const STYLE: &str = "<style>@media screen and (prefers-color-scheme: dark) {\
     .disagg-chart [fill=\"#FFFFFF\"] { fill: #15181C }\
     .disagg-chart [fill=\"#1B1B1B\"] { fill: #ECECEC }\
     .disagg-chart [stroke=\"#1B1B1B\"] { stroke: #ECECEC }\
