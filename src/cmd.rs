@@ -2,6 +2,7 @@
 
 pub mod baseline;
 pub mod compare;
+pub mod completions;
 pub mod link;
 pub mod models;
 pub mod project;

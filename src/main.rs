@@ -54,6 +54,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::RunPrefill(args) => Some(&args.model),
         Command::Split(args) => Some(&args.model),
         Command::Compare(_)
+        | Command::Completions(_)
         | Command::Link(_)
         | Command::Models(_)
         | Command::Project(_)
@@ -92,6 +93,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         }
         Command::RunPrefill(args) => cmd::run_prefill::run(args, settings, threads, &terminal),
         Command::Compare(args) => cmd::compare::run(args),
+        Command::Completions(args) => cmd::completions::run(args),
         Command::Link(args) => cmd::link::run(args, threads, &terminal),
         Command::Models(args) => cmd::models::run(args, &terminal),
         Command::Project(args) => cmd::project::run(args),

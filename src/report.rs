@@ -12,6 +12,7 @@ mod interference;
 mod lossy;
 mod markdown;
 pub mod number;
+pub(crate) mod overlay;
 mod page;
 pub mod projected;
 mod provenance;
@@ -21,6 +22,7 @@ mod table;
 pub mod tables;
 mod terminal;
 
+pub use overlay::Named;
 pub use rows::{samples_csv, samples_jsonl};
 pub use terminal::{settings, to_terminal};
 
@@ -42,7 +44,7 @@ pub fn to_markdown(record: &Record) -> String {
 
 fn document(record: &Record, summary: &Summary) -> Document {
     let projected = Projected::of(record);
-    let charts = charts::all(summary, &projected.outlooks);
+    let charts = charts::all(record, summary, &projected.outlooks);
     Document::of_run(record, summary, &projected, charts)
 }
 
@@ -50,8 +52,6 @@ fn document(record: &Record, summary: &Summary) -> Document {
 /// `report.html` into a folder, which is made if it is missing. Returns the paths written; the same
 /// record gives the same bytes.
 pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make the report folder {}", folder.display()))?;
     let summary = Summary::of(record);
     let document = document(record, &summary);
     let mut files = vec![(
@@ -62,12 +62,28 @@ pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBu
     if !samples.is_empty() {
         files.push(("samples.csv", samples));
     }
-    let charts = document
-        .charts()
-        .map(|chart| (chart.file, chart.svg.clone()));
-    files.extend(charts);
-    files.push(("report.md", markdown::written(&document)));
-    files.push(("report.html", page::written(&document)?));
+    files.extend(written(&document)?);
+    write_files(folder, files)
+}
+
+/// Writes the report of several runs, with charts of all of them, into a folder as [`write_folder`]
+/// does; raw samples and summaries stay with the runs.
+pub fn write_overlay(runs: &[Named], folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    write_files(folder, written(&overlay::document(runs))?)
+}
+
+/// A report in every form: its charts, Markdown, the page.
+fn written(document: &Document) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let charts = document.charts();
+    let mut files: Vec<(&str, String)> = charts.map(|c| (c.file, c.svg.clone())).collect();
+    files.push(("report.md", markdown::written(document)));
+    files.push(("report.html", page::written(document)?));
+    Ok(files)
+}
+
+fn write_files(folder: &Path, files: Vec<(&str, String)>) -> anyhow::Result<Vec<PathBuf>> {
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the report folder {}", folder.display()))?;
     let mut written = Vec::new();
     for (name, content) in files {
         let path = folder.join(name);

@@ -71,6 +71,39 @@ fn the_committed_report_is_that_of_its_run() {
 }
 
 #[test]
+fn several_runs_are_laid_over_each_other() {
+    let place = Workplace::new();
+    std::fs::create_dir(place.path("slower")).unwrap();
+    let text = std::fs::read_to_string(Path::new(RECORDED).join("run.json")).unwrap();
+    place.file(
+        "slower/run.json",
+        text.replace("\"beta_gbps\":36.", "\"beta_gbps\":3."),
+    );
+    let report =
+        |out: &str| Ended::of(place.command(&["report", RECORDED, "slower", "--out", out]));
+    report("both").exits(0);
+    let names: Vec<String> = files(&place.path("both")).into_keys().collect();
+    let wanted = [
+        "bandwidth.svg",
+        "by-link.svg",
+        "e2e.svg",
+        "overhead.svg",
+        "predicted.svg",
+        "report.html",
+        "report.md",
+    ];
+    assert_eq!(names, wanted);
+    let markdown = std::fs::read_to_string(place.path("both/report.md")).unwrap();
+    let rows = markdown
+        .lines()
+        .filter(|l| l.starts_with("| declaration | 1472 |"));
+    assert_eq!(rows.count(), 4, "{markdown}");
+    report("again").exits(0);
+    are_equal(&place.path("both"), &place.path("again"));
+    report("slower").fails(3, &["records are never overwritten"]);
+}
+
+#[test]
 fn what_is_no_run_is_refused() {
     let place = Workplace::new();
     place.file("notes.txt", "no run");
