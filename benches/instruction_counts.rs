@@ -47,6 +47,9 @@ fn main() {
         name => {
             let spec = ModelSpec::parse(name).expect("a model's name");
             let file = source::resolve(&spec, true, Progress::Quiet).expect("a fetched model");
+            if phase == "find" {
+                return;
+            }
             load(&file.path, &file.sha256)
         }
     };
@@ -69,7 +72,7 @@ fn main() {
             engine.step(token, &cache).expect("the cache has room");
             counted(|| engine.step(token, &cache).expect("the cache has room"));
         }
-        other => panic!("got phase {other}, wanted prefill or step"),
+        other => panic!("got phase {other}, wanted find, prefill or step"),
     }
 }
 

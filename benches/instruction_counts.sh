@@ -22,9 +22,7 @@ command -v valgrind >/dev/null || { echo "got no valgrind: install the package v
 bench=$(cargo bench --locked --bench instruction_counts --no-run --message-format=json |
   sed -n 's/.*"executable":"\([^"]*instruction_counts[^"]*\)".*/\1/p')
 models=(tiny)
-if cargo run --release --locked --quiet -- models show --offline >/dev/null 2>&1; then
-  models+=(smollm2-135m)
-fi
+if "$bench" smollm2-135m find 2>/dev/null; then models+=(smollm2-135m); fi
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

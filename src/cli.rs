@@ -245,6 +245,10 @@ pub struct SocketArgs {
     /// TCP congestion control [default: the system's; reno on loopback]
     #[arg(long, value_name = "NAME")]
     pub congestion_control: Option<String>,
+    /// Keep the thread that sends and receives on these cores [default: anywhere; a core for each
+    /// node where this command starts the decode node too]
+    #[arg(long, value_name = "LIST")]
+    pub network_cores: Option<CoreList>,
 }
 
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use crate::baseline::BaselineFile;
 use crate::cli::{Format, OutputArgs};
+use crate::cores::{self, CoreList};
 use crate::experiment::{Experiment, Plan, Progress, Remote};
 use crate::failure::Failure;
 use crate::metrics::summary::Summary;
@@ -24,10 +25,16 @@ use crate::preparation::RUN_FILE;
 use crate::terminal::{self, Terminal};
 use crate::workload;
 
-/// A runtime for the network; compute has its own thread.
+/// A runtime for the network, on the thread that blocks on it; compute has its own thread. Threads
+/// that it starts for blocking work stay where the process may run now, wherever the network's
+/// thread is kept later.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let everywhere = cores::current();
     Ok(tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_start(move || {
+            let _ = everywhere.as_ref().map(cores::pin);
+        })
         .build()?)
 }
 
@@ -43,6 +50,16 @@ fn run_file(run: &Path) -> PathBuf {
 fn read_run(run: &Path) -> Result<Record, Failure> {
     let record = Record::read(&run_file(run));
     record.map_err(|error| Failure::Setting(format!("{error:#}")))
+}
+
+/// Keeps the network's thread, which is the one that calls this, on cores of its own; to be called
+/// when compute has its threads.
+fn keep_network_on(cores: Option<&CoreList>) -> Result<(), Failure> {
+    let refused =
+        |cores: &CoreList, why| Failure::Setting(format!("--network-cores {cores}: {why}"));
+    cores.map_or(Ok(()), |cores| {
+        cores::pin(cores).map_err(|why| refused(cores, why))
+    })
 }
 
 /// Measures the plan until it is done, fails or Ctrl-C comes; the record is complete either way.

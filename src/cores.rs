@@ -105,6 +105,28 @@ impl CoreList {
         self.halves_by(|core| physical_core(Path::new(TOPOLOGY), core))
     }
 
+    /// One of these for a thread that must not take turns with one on `other`: of another physical
+    /// core where there is one; `None` where all are in `other`.
+    pub fn one_apart_from(&self, other: &Self) -> Option<Self> {
+        self.one_apart_by(other, |core| physical_core(Path::new(TOPOLOGY), core))
+    }
+
+    fn one_apart_by<K: PartialEq>(
+        &self,
+        other: &Self,
+        physical: impl Fn(u32) -> K,
+    ) -> Option<Self> {
+        let left = self.without(other);
+        let unlike = |core: &u32| other.0.iter().all(|o| physical(*o) != physical(*core));
+        let one = left.0.iter().copied().find(unlike);
+        one.or(left.0.first().copied()).map(|core| Self(vec![core]))
+    }
+
+    /// The first alone.
+    pub fn first(&self) -> Option<Self> {
+        self.0.first().map(|core| Self(vec![*core]))
+    }
+
     fn halves_by<K: Ord>(&self, physical: impl Fn(u32) -> K) -> Option<(Self, Self)> {
         let mut by_physical: BTreeMap<K, Vec<u32>> = BTreeMap::new();
         for &core in &self.0 {
@@ -137,8 +159,8 @@ pub fn current() -> Option<CoreList> {
     None
 }
 
-/// Keeps the calling thread, and all that it will start, on these cores; to be called before any
-/// other thread exists. The error says what is wrong with the list.
+/// Keeps the calling thread, and all that it will start, on these cores; other threads stay where
+/// they are. The error says what is wrong with the list.
 #[cfg(target_os = "linux")]
 pub fn pin(cores: &CoreList) -> Result<(), String> {
     check(cores)?;
@@ -239,6 +261,19 @@ mod tests {
         assert_eq!(by_number(&[0, 1, 2]), Some((list(&[0]), list(&[1]))));
         assert_eq!(by_number(&[7]), None);
         assert_eq!(by_number(&[]), None);
+    }
+
+    #[test]
+    fn one_apart_is_of_another_physical_core_where_there_is_one() {
+        let apart = |ours: &[u32], other: &[u32], threads: u32| {
+            list(ours).one_apart_by(&list(other), |core| core / threads)
+        };
+        assert_eq!(apart(&[0, 1], &[0], 1), Some(list(&[1])));
+        assert_eq!(apart(&[0, 1, 2, 3], &[0], 2), Some(list(&[2])));
+        assert_eq!(apart(&[0, 1], &[0], 2), Some(list(&[1])));
+        assert_eq!(apart(&[2, 3], &[0], 2), Some(list(&[2])));
+        assert_eq!(apart(&[0], &[0], 1), None);
+        assert_eq!(apart(&[], &[0], 1), None);
     }
 
     #[test]

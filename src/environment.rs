@@ -24,6 +24,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cores::CoreList;
+
 /// The environment of one node at the start of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
@@ -32,6 +34,9 @@ pub struct Environment {
     pub build: Build,
     /// Compute threads of this process.
     pub threads: usize,
+    /// Cores that the thread which sends and receives was kept on; none where it may run anywhere.
+    #[serde(default)]
+    pub network_cores: Option<CoreList>,
     /// Variables that steer the compute libraries, as they were set.
     pub compute_variables: BTreeMap<String, String>,
     pub network_interfaces: Vec<NetworkInterface>,
@@ -58,6 +63,7 @@ impl Environment {
             processor: Processor::capture(),
             build: Build::this(),
             threads,
+            network_cores: None,
             compute_variables: compute_variables(std::env::vars_os().filter_map(
                 |(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)),
             )),

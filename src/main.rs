@@ -47,6 +47,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
     if let Command::Split(args) = &mut cli.command {
         cmd::split::share_out_cores(args)?;
     }
+    let network_cores = preparation::network_cores(&mut cli.command)?;
     let terminal = Terminal::new(cli.global.quiet);
     let model = match &cli.command {
         Command::Baseline(args) => Some(&args.model),
@@ -72,6 +73,10 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         (
             "decode_cores",
             decode_cores.map(|list| list.to_string().into()),
+        ),
+        (
+            "network_cores",
+            network_cores.map(|list| list.to_string().into()),
         ),
     ];
     for (name, value) in in_effect {
@@ -103,9 +108,8 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
 }
 
 /// Turns that an idle worker of candle's pool spins before it sleeps. Candle's own are 25,000, spun
-/// on a core that the network threads of both nodes need just after prefill: on two cores some bulk
-/// transfers of 24 MB at 25 Gbit/s went from 10 to 8 ms with fewer turns, others did not, and prefill
-/// and decode showed no difference above their noise.
+/// on a core that the network threads of both nodes need just after prefill; with fewer, prefill and
+/// decode showed no difference above their noise.
 const POOL_SPIN_LIMIT: &str = "1000";
 
 /// Candle's pools take their size and patience from the environment when they are first used, and

@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use sysinfo::System;
 
-use crate::cli::{ModelArgs, PromptArgs, Repeats, RequestArgs, RunArgs, TokenArgs};
+use crate::cli::{Command, ModelArgs, PromptArgs, Repeats, RequestArgs, RunArgs, TokenArgs};
 use crate::cores::{self, CoreList};
 use crate::environment::{self, Environment, process_rss_bytes};
 use crate::experiment::{Auto, Plan, Way, now};
 use crate::failure::Failure;
+use crate::local_peer;
 use crate::metrics::{
     Environments, Memory, ModelRecord, Observed, Record, RunInfo, SCHEMA_VERSION, Setting, Status,
 };
@@ -38,6 +39,35 @@ pub fn threads(flag: Option<u16>, cores: Option<&CoreList>) -> usize {
         System::physical_core_count().map_or(threads, |cores| threads.min(cores.max(1)))
     };
     (given.or_else(variable).filter(|n| *n > 0)).unwrap_or_else(usable)
+}
+
+/// Cores for the network's thread, checked: the flag, else one of its own where the command starts
+/// the decode node too; to be called before this process is pinned.
+pub fn network_cores(command: &mut Command) -> Result<Option<CoreList>, Failure> {
+    let (socket, cores, decode_cores, has_own_peer) = match command {
+        Command::ServeDecode(args) => (&mut args.socket, None, None, false),
+        Command::RunPrefill(args) => (&mut args.link.socket, None, None, false),
+        Command::Split(args) => (
+            &mut args.link.socket,
+            args.model.cores.as_ref(),
+            args.decode_cores.as_ref(),
+            args.peer.is_none(),
+        ),
+        Command::Link(args) => (&mut args.socket, None, None, args.peer.is_none()),
+        Command::Baseline(_)
+        | Command::Compare(_)
+        | Command::Completions(_)
+        | Command::Models(_)
+        | Command::Project(_)
+        | Command::Report(_) => return Ok(None),
+    };
+    if let Some(cores) = &socket.network_cores {
+        let refused = |why| Failure::Setting(format!("--network-cores {cores}: {why}"));
+        cores::check(cores).map_err(refused)?;
+    } else if has_own_peer {
+        socket.network_cores = local_peer::network_cores(None, cores, decode_cores).0;
+    }
+    Ok(socket.network_cores.clone())
 }
 
 /// Keeps this process on the cores that `--cores` gives; to be called before any thread exists.

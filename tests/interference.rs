@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use disagg_bench::cores::{self, CoreList};
 use disagg_bench::metrics::interference::Moments;
 use disagg_bench::metrics::{Arm, Origin, Record, Status};
-use tiny_model::{Workplace, skipped};
+use tiny_model::{Ended, Workplace, skipped};
 
 /// Requests that take no time.
 const SHORT: [&str; 8] = [
@@ -40,6 +40,15 @@ fn cores_of(record: &Record) -> (Option<String>, Option<String>) {
     )
 }
 
+fn network_cores_of(record: &Record) -> (Option<String>, Option<String>) {
+    let (prefill, decode) = (&record.environment.prefill, &record.environment.decode);
+    let text = |list: &Option<CoreList>| list.as_ref().map(CoreList::to_string);
+    (
+        text(&prefill.network_cores),
+        decode.as_ref().and_then(|d| text(&d.network_cores)),
+    )
+}
+
 #[test]
 fn a_node_stays_on_the_cores_it_is_given_and_computes_with_as_many_threads() {
     let Some((one, other)) = two_cores() else {
@@ -61,10 +70,9 @@ fn a_node_stays_on_the_cores_it_is_given_and_computes_with_as_many_threads() {
     let split = [&["split", "--cores", &one, "--out", "same"], &SHORT[..]].concat();
     place.run(&split).exits(0);
     let on_one = Some(one.clone());
-    assert_eq!(
-        cores_of(&place.record("same")),
-        (on_one.clone(), on_one.clone())
-    );
+    let record = place.record("same");
+    assert_eq!(cores_of(&record), (on_one.clone(), on_one.clone()));
+    assert_eq!(network_cores_of(&record), (None, None));
     let apart = [
         "split",
         "--cores",
@@ -76,8 +84,33 @@ fn a_node_stays_on_the_cores_it_is_given_and_computes_with_as_many_threads() {
     ];
     place.run(&[&apart, &SHORT[..]].concat()).exits(0);
     let record = place.record("apart");
-    assert_eq!(cores_of(&record), (on_one, Some(other.clone())));
+    assert_eq!(cores_of(&record), (on_one.clone(), Some(other.clone())));
+    assert_eq!(network_cores_of(&record), (on_one, Some(other.clone())));
     assert_eq!(record.configuration["decode_cores"].value, other);
+    assert_eq!(record.configuration["network_cores"].value, one);
+
+    // Left alone, both nodes have all cores for compute and one each for the network.
+    let split = [&["split", "--cores", &both, "--out", "free"], &SHORT[..]].concat();
+    place.run(&split).exits(0);
+    let record = place.record("free");
+    let of_each = (Some(one.clone()), Some(other.clone()));
+    assert_eq!(network_cores_of(&record), of_each);
+    assert_eq!(
+        record.configuration["network_cores"].origin,
+        Origin::Default
+    );
+    let swapped = [
+        "split",
+        "--cores",
+        &both,
+        "--network-cores",
+        &other,
+        "--out",
+        "swapped",
+    ];
+    place.run(&[&swapped, &SHORT[..]].concat()).exits(0);
+    let record = place.record("swapped");
+    assert_eq!(network_cores_of(&record), (of_each.1, of_each.0));
 }
 
 #[test]
@@ -94,6 +127,13 @@ fn cores_that_are_not_there_or_make_no_sense_are_refused() {
         &["split", "--decode-cores", "1023"],
         &["--decode-cores 1023", "choose from"],
     );
+    for command in [
+        place.on_model(&["split", "--network-cores", "1023"]),
+        place.on_model(&["serve-decode", "--network-cores", "1023"]),
+        place.command(&["link", "--network-cores", "1023"]),
+    ] {
+        Ended::of(command).fails(3, &["--network-cores 1023", "choose from"]);
+    }
     let uneven = [
         "split",
         "--interference",
@@ -212,7 +252,6 @@ fn sees_the_scene_in_every_arm(place: &Workplace, out: &str) {
             "a prefill takes time: {arm:?}"
         );
     }
-    assert!(chunked.worst_itl_ms.unwrap().min < whole.newcomer_ttft_ms.unwrap().max);
     let report = std::fs::read_to_string(place.path(out).join("report.md")).unwrap();
     assert!(report.contains("## Interference"), "{report}");
     assert!(report.contains("| single, chunks of 256 |"), "{report}");

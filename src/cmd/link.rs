@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::link::{
     Evidence, Fit, LeftOut, Observed, Row, Sweep, Times, causes, ceiling_gbps, sentence,
 };
-use crate::local_peer::LocalPeer;
+use crate::local_peer::{self, LocalPeer, Placing};
 use crate::metrics::SCHEMA_VERSION;
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::published::{self, PublishedShape};
@@ -35,7 +35,9 @@ const ROUND_TRIPS: u64 = 32;
 pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyhow::Result<()> {
     let shape = shape(&args.shape)?;
     check_pieces(args, shape)?;
-    let environment = Environment::capture(threads);
+    let network_cores = args.socket.network_cores.as_ref();
+    let mut environment = Environment::capture(threads);
+    environment.network_cores = network_cores.cloned();
     let introduction = node::introduction_for_link(&environment)?;
     let congestion = args.socket.congestion_control.as_deref();
     let (mut peer, local) = match &args.peer {
@@ -44,7 +46,13 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
             None,
         ),
         None => {
-            let mut local = LocalPeer::start_for_link(congestion)?;
+            let mut local = LocalPeer::start_for_link(Placing {
+                cores: None,
+                network_cores: local_peer::network_cores(network_cores, None, None)
+                    .1
+                    .as_ref(),
+                congestion_control: congestion,
+            })?;
             let peer = Peer {
                 address: local.address()?,
                 token: None,
@@ -72,7 +80,9 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
         left_out: Vec::new(),
         best: None,
     };
-    let measured = super::runtime()?.block_on(async {
+    let runtime = super::runtime()?;
+    super::keep_network_on(network_cores)?;
+    let measured = runtime.block_on(async {
         tokio::select! {
             measured = sweeping.run() => measured,
             signal = tokio::signal::ctrl_c() => {

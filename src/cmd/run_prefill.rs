@@ -24,7 +24,8 @@ pub fn run(
     let file = preparation::model_file(&args.model, terminal)?;
     let loaded = preparation::load(&file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Accepted, &loaded.engine)?;
-    let environment = Environment::capture(threads);
+    let mut environment = Environment::capture(threads);
+    environment.network_cores = args.link.socket.network_cores.as_ref().cloned();
     let introduction = node::introduction(&loaded.engine, &environment)?;
     let node = preparation::prefill_node(&loaded, &environment)?;
     let ways = split_ways(&args.link);
@@ -38,7 +39,9 @@ pub fn run(
         plan.seed,
     );
     let path = folder.join(RUN_FILE);
-    let outcome = super::runtime()?.block_on(async {
+    let runtime = super::runtime()?;
+    super::keep_network_on(args.link.socket.network_cores.as_ref())?;
+    let outcome = runtime.block_on(async {
         let remote = connect(&peer, &introduction, kept_fit, &mut record).await?;
         super::measure(
             &plan,

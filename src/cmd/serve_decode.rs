@@ -40,7 +40,9 @@ pub fn run(
     if !socket::is_loopback(&address) {
         preparation::demand_token(token.as_ref(), &args.token, &address.to_string())?;
     }
-    let environment = Environment::capture(threads);
+    let network_cores = args.socket.network_cores.as_ref();
+    let mut environment = Environment::capture(threads);
+    environment.network_cores = network_cores.cloned();
     let (engine, introduction) = match args.link_only {
         true => (None, node::introduction_for_link(&environment)?),
         false => {
@@ -53,6 +55,7 @@ pub fn run(
     };
     let printer = engine.clone();
     let compute = engine.map(Compute::start).transpose()?;
+    super::keep_network_on(network_cores)?;
     // What loading took for a while is not part of serving.
     reset_peak_rss();
     let node = Arc::new(DecodeNode {

@@ -10,7 +10,7 @@ use crate::environment::{Environment, carrying_interface, same_bits_expected};
 use crate::experiment::{Remote, Way, check_cores, check_scene};
 use crate::failure::Failure;
 use crate::link::KeptFit;
-use crate::local_peer::LocalPeer;
+use crate::local_peer::{LocalPeer, Placing, network_cores};
 use crate::metrics::{LinkRecord, Record, Setting};
 use crate::node;
 use crate::node::prefill::{Connection, Peer};
@@ -40,26 +40,37 @@ pub fn run(
         .transpose()?;
     let file = preparation::model_file(&args.model, terminal)?;
     let congestion = args.link.socket.congestion_control.as_deref();
+    let network_cores_here = args.link.socket.network_cores.as_ref();
     let decode_threads = match decode_cores {
         Some(cores) => preparation::threads(args.model.threads, Some(cores)),
         None => threads,
     };
     let mut local = match &peer {
         Some(_) => None,
-        None => Some(LocalPeer::start(
-            &file.path,
-            args.model.weights,
-            decode_threads,
-            decode_cores,
-            congestion,
-        )?),
+        None => {
+            let ours = args.model.cores.as_ref();
+            let (_, network_cores) = network_cores(network_cores_here, ours, decode_cores);
+            let placing = Placing {
+                cores: decode_cores,
+                network_cores: network_cores.as_ref(),
+                congestion_control: congestion,
+            };
+            let weights = args.model.weights;
+            Some(LocalPeer::start(
+                &file.path,
+                weights,
+                decode_threads,
+                placing,
+            )?)
+        }
     };
     let loaded = preparation::load(&file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Refused, &loaded.engine)?;
     if args.interference {
         check_scene(&loaded.engine, &prompts)?;
     }
-    let environment = Environment::capture(threads);
+    let mut environment = Environment::capture(threads);
+    environment.network_cores = network_cores_here.cloned();
     let introduction = node::introduction(&loaded.engine, &environment)?;
     let node = preparation::prefill_node(&loaded, &environment)?;
     let mut record = preparation::record(
@@ -81,7 +92,9 @@ pub fn run(
         stand_in = stands_in.then_some(file);
     }
     let path = folder.join(RUN_FILE);
-    let outcome = super::runtime()?.block_on(async {
+    let runtime = super::runtime()?;
+    super::keep_network_on(network_cores_here)?;
+    let outcome = runtime.block_on(async {
         let peer = match (peer, &mut local) {
             (Some(peer), _) => peer,
             (None, Some(child)) => Peer {

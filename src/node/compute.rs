@@ -13,10 +13,12 @@ use crate::model::kv_cache::{KvCache, KvDtype};
 /// How far compute stands back behind the network's thread where both want one core.
 ///
 /// Candle's pool keeps every core busy, and a scheduler that shares fairly lets a token or a piece
-/// wait for 3 to 5 ms behind it. On two cores at 1,024 tokens the residual fell from 2 to 4 ms
-/// to 0.1 to 0.2 ms (medians of 7) and prefill stayed the same; 5 gave 0.1, but stands back
-/// further behind everything else on the machine too. Candle's workers inherit it.
-const COMPUTE_NICENESS: i32 = 1;
+/// wait behind it for 3 to 5 ms, until the network's thread, which has just sent a cache, has its
+/// share again. On two cores over loopback at 1,472 tokens the residual (medians of 9 requests, two
+/// runs) was 3.3 and 3.1 ms with 1, and 0.07 and 0.11 ms with 10; with 5 single requests still
+/// waited 3 ms. Prefill and decode stayed the same. It stands back behind everything else on the
+/// machine too, which an idle machine does not have. Candle's workers inherit it.
+const COMPUTE_NICENESS: i32 = 10;
 
 type Job = Box<dyn FnOnce(&Engine) + Send>;
 

@@ -174,6 +174,10 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
         ("instruction set", processor.instruction_set.clone()),
         ("cores usable", cores),
         ("compute threads", environment.threads.to_string()),
+        (
+            "network's cores",
+            (environment.network_cores.as_ref()).map_or_else(|| "any".into(), ToString::to_string),
+        ),
         ("compute variables", variables.collect::<Vec<_>>().join(" ")),
         ("network", interfaces.collect::<Vec<_>>().join(", ")),
         (

@@ -22,6 +22,10 @@ usage: links.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF
   --threads N            compute threads of each node   [the usable cores]
   --sweep SIZES          before the run, `link` over the same link, kept as link.json
 
+The two hosts share this machine's cores, and left alone the scheduler often puts both ends of a
+transfer on one: the network's threads of both nodes, and both ends of iperf3, are kept on cores 0
+and 1 where there are two.
+
 Needs root, Linux, iproute2, iperf3 and Python 3. Everything it makes goes when it ends.
 
   sudo tests/two_hosts/links.sh --binary target/release/disagg-bench \
@@ -78,6 +82,13 @@ done
 binary=$(realpath "$binary") model=$(realpath "$model")
 mkdir -p "$out"
 out=$(realpath "$out")
+
+# Cores of each host's end of the link.
+prefill_end=() decode_end=() prefill_iperf3_end=() decode_iperf3_end=()
+if [ "$(nproc)" -ge 2 ]; then
+  prefill_end=(--network-cores 0) decode_end=(--network-cores 1)
+  prefill_iperf3_end=(-A 0) decode_iperf3_end=(-A 1)
+fi
 
 prefill=disagg-prefill-$$ decode=disagg-decode-$$
 prefill_address=10.99.0.1 decode_address=10.99.0.2
@@ -185,10 +196,11 @@ tun_link() {
 
 # iperf3_to FILE STREAMS: prefill node to decode node, as the cache goes.
 iperf3_to() {
-  ip netns exec "$decode" iperf3 -s -1 --forceflush >"$scratch/iperf3-server.txt" 2>&1 &
+  ip netns exec "$decode" iperf3 -s -1 --forceflush ${decode_iperf3_end[@]+"${decode_iperf3_end[@]}"} >"$scratch/iperf3-server.txt" 2>&1 &
   started+=($!)
   wait_for "Server listening" "$scratch/iperf3-server.txt" $!
-  iperf3_command=(iperf3 -c "$decode_address" -t "$iperf3_s" -O 1 -P "$2" -C reno -J)
+  iperf3_command=(iperf3 -c "$decode_address" -t "$iperf3_s" -O 1 -P "$2" -C reno -J
+    ${prefill_iperf3_end[@]+"${prefill_iperf3_end[@]}"})
   await_in_prefill "$1" "$scratch/iperf3-errors.txt" "${iperf3_command[@]}"
   rm "$scratch/iperf3-server.txt"
 }
@@ -197,7 +209,8 @@ iperf3_to() {
 serve_decode() {
   local output=$1
   shift
-  node=(./disagg-bench serve-decode --listen "$decode_address:5556" --token-file token.txt "$@")
+  node=(./disagg-bench serve-decode --listen "$decode_address:5556" --token-file token.txt
+    ${decode_end[@]+"${decode_end[@]}"} "$@")
   ip netns exec "$decode" "${node[@]}" >"$output" 2>&1 &
   server=$!
   started+=("$server")
@@ -208,7 +221,8 @@ serve_decode() {
 sweep() {
   serve_decode "$scratch/link-node.txt" --link-only
   sweep_command=(./disagg-bench link --peer "$decode_address:5556" --token-file token.txt
-    --sizes "$sweep_sizes" --streams "$2" --idle-repeats 5 --format json -o measured/link.json)
+    --sizes "$sweep_sizes" --streams "$2" --idle-repeats 5 --format json -o measured/link.json
+    ${prefill_end[@]+"${prefill_end[@]}"})
   await_in_prefill "$scratch/link.txt" "$scratch/link-errors.txt" "${sweep_command[@]}"
   kill "$server" && wait "$server" || true
   sweep_text="
@@ -230,7 +244,7 @@ measure() {
   local run=(./disagg-bench split --peer "$decode_address:5556" --token-file token.txt
     --model "$model_name" --offline --transfer "bulk,layered" --streams "$streams"
     --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" --repeats "$repeats"
-    --out measured/run ${threads[@]+"${threads[@]}"} ${split_options[@]+"${split_options[@]}"})
+    --out measured/run ${prefill_end[@]+"${prefill_end[@]}"} ${threads[@]+"${threads[@]}"} ${split_options[@]+"${split_options[@]}"})
   load=$(cut -d' ' -f1-3 /proc/loadavg)
   cat >"$folder/EMULATED.md" <<NOTE
 # Emulated link
