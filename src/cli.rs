@@ -65,6 +65,10 @@ pub enum Command {
     Split(SplitArgs),
     /// Rebuild the report of a recorded run from its run.json, or lay several over each other
     Report(ReportArgs),
+    /// Print the JSON schema of run.json
+    #[command(after_help = "Example:
+  disagg-bench schema > metrics-v1.json")]
+    Schema,
     /// Print what makes a shell complete the commands and flags of this program
     Completions(CompletionsArgs),
     /// Two recorded runs: what changed, whether that may be chance, and whether it is allowed

@@ -8,6 +8,7 @@ pub mod models;
 pub mod project;
 pub mod report;
 pub mod run_prefill;
+pub mod schema;
 pub mod serve_decode;
 pub mod split;
 

@@ -59,7 +59,8 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         | Command::Link(_)
         | Command::Models(_)
         | Command::Project(_)
-        | Command::Report(_) => None,
+        | Command::Report(_)
+        | Command::Schema => None,
     };
     let cores = model.and_then(|model| model.cores.as_ref());
     let threads = preparation::threads(model.and_then(|model| model.threads), cores);
@@ -103,6 +104,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::Models(args) => cmd::models::run(args, &terminal),
         Command::Project(args) => cmd::project::run(args),
         Command::Report(args) => cmd::report::run(args, &terminal),
+        Command::Schema => cmd::schema::run(),
         Command::Split(args) => cmd::split::run(args, settings, threads, &terminal),
     }
 }

@@ -59,7 +59,8 @@ pub fn network_cores(command: &mut Command) -> Result<Option<CoreList>, Failure>
         | Command::Completions(_)
         | Command::Models(_)
         | Command::Project(_)
-        | Command::Report(_) => return Ok(None),
+        | Command::Report(_)
+        | Command::Schema => return Ok(None),
     };
     if let Some(cores) = &socket.network_cores {
         let refused = |why| Failure::Setting(format!("--network-cores {cores}: {why}"));
