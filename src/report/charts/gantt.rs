@@ -5,10 +5,10 @@ mod timeline;
 
 use plotters::style::RGBColor;
 
-use super::scale::Scale;
+use super::scale::{Scale, texts};
 use super::{
     Area, BLUE, BODY, Chart, Entry, FAINT, GREEN, INK, MARGIN, Mark, PURPLE, Painted, SKY, SMALL,
-    Size, VERMILION, WIDTH, draw, legend, legend_height, line, plain, rectangle, text, time,
+    Size, VERMILION, WIDTH, draw, legend, legend_height, line, rectangle, text, time,
 };
 use crate::metrics::{Record, Transfer};
 use crate::report::number::{one_line, small};
@@ -126,14 +126,11 @@ fn draw_panel(area: &Area, panel: &Panel, top: i32) -> Painted {
     let top = top + HEADING + MARKS;
     let bottom = top + lanes_height(timeline);
     let x = Scale::linear(panel.from_ms, panel.to_ms, (LEFT, RIGHT));
-    for tick in x.ticks() {
-        line(area, (x.at(tick), top), (x.at(tick), bottom), FAINT)?;
-        text(
-            area,
-            &plain(tick),
-            (x.at(tick), bottom + 14),
-            SMALL.centred(),
-        )?;
+    let ticks = x.ticks();
+    for (tick, label) in ticks.iter().zip(texts(&ticks)) {
+        let at = x.at(*tick);
+        line(area, (at, top), (at, bottom), FAINT)?;
+        text(area, &label, (at, bottom + 14), SMALL.centred())?;
     }
     let middle = ((LEFT + RIGHT) / 2, bottom + 36);
     let label = "ms since the request started, on the prefill node's clock";

@@ -1,6 +1,6 @@
 //! Several runs in one chart each: a series a run, or a point a run over what its link does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use plotters::style::RGBColor;
 
@@ -9,7 +9,7 @@ use super::{BLUE, Chart, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, SKY, VERMILIO
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, Transfer};
 use crate::projection::{Links, score};
-use crate::report::number::{count, significant};
+use crate::report::number::{count, significant, small};
 use crate::report::overlay::Named;
 use crate::stats::Figure;
 use crate::verdict::fastest;
@@ -25,16 +25,26 @@ type Point<'a> = &'a dyn Fn(&SummaryCase) -> Option<(f64, Figure)>;
 
 /// All charts of several runs that have something to show.
 pub(super) fn all(runs: &[Named]) -> Vec<Chart> {
+    let by_link = by_link(runs);
+    // Over a single length the runs would stand upon each other, which their links tell apart.
+    let by_length = by_link.is_none() || lengths(runs).len() > 1;
+    let by_length = |chart: fn(&[Named]) -> Option<Chart>| by_length.then(|| chart(runs)).flatten();
     [
-        e2e(runs),
-        overhead(runs),
-        bandwidth(runs),
-        by_link(runs),
+        by_length(e2e),
+        by_length(overhead),
+        by_length(bandwidth),
+        by_link,
         predictions(runs),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Prompt lengths of all runs, each once.
+fn lengths(runs: &[Named]) -> BTreeSet<u32> {
+    let cases = runs.iter().flat_map(|run| &run.summary.cases);
+    cases.map(|case| case.prompt_tokens).collect()
 }
 
 fn tokens(case: &SummaryCase) -> f64 {
@@ -144,15 +154,12 @@ fn bandwidth(runs: &[Named]) -> Option<Chart> {
 /// Overhead over the rate that each run's link was fitted to, for the longest prompt that all runs
 /// have; `None` where their links are alike.
 fn by_link(runs: &[Named]) -> Option<Chart> {
-    let lengths = |run: &Named| {
-        run.summary
-            .cases
-            .iter()
-            .map(|c| c.prompt_tokens)
-            .collect::<Vec<_>>()
+    let has = |run: &Named, tokens: &u32| {
+        let mut cases = run.summary.cases.iter();
+        cases.any(|case| case.prompt_tokens == *tokens)
     };
-    let in_all = |tokens: &u32| runs.iter().all(|run| lengths(run).contains(tokens));
-    let tokens = lengths(runs.first()?).into_iter().filter(in_all).max()?;
+    let in_all = |tokens: &u32| runs.iter().all(|run| has(run, tokens));
+    let tokens = lengths(runs).into_iter().rev().find(in_all)?;
     let mut by_mode: BTreeMap<Transfer, Vec<(f64, Figure)>> = BTreeMap::new();
     for run in runs {
         let fit = run.record.link.as_ref().and_then(|link| link.fit.as_ref());
@@ -190,7 +197,7 @@ fn by_link(runs: &[Named]) -> Option<Chart> {
             significant(slowest, 2),
             significant(fastest, 3)
         ),
-        x_text: |gbps| significant(gbps, 2),
+        x_text: small,
         y_may_be_log: false,
         y_at_least: 1.0,
         ..over(

@@ -93,6 +93,18 @@ impl Scale {
     }
 }
 
+/// Ticks as text, with as many decimals as tell them apart.
+pub(super) fn texts(ticks: &[f64]) -> Vec<String> {
+    let step = ticks.windows(2).map(|pair| pair[1] - pair[0]);
+    let least = step.min_by(f64::total_cmp).unwrap_or(1.0);
+    // A step of 0.2 that was added up may be a little less.
+    let decimals = (-(least * 1.001).log10().floor()).max(0.0) as usize;
+    ticks
+        .iter()
+        .map(|tick| format!("{tick:.decimals$}"))
+        .collect()
+}
+
 /// Round values from 0 to at most `max`, about six of them.
 pub(super) fn ticks(max: f64) -> Vec<f64> {
     linear_ticks(0.0, max)

@@ -106,6 +106,18 @@ fn ticks_are_round_and_few() {
     assert_eq!(ticks(f64::NAN), [0.0]);
 }
 
+#[test]
+fn ticks_are_told_apart() {
+    for (ticks, wanted) in [
+        (vec![0.0, 500.0, 1000.0], ["0", "500", "1000"]),
+        (vec![0.06, 0.065, 0.07], ["0.060", "0.065", "0.070"]),
+        (vec![1.2, 1.4, 1.6], ["1.2", "1.4", "1.6"]),
+    ] {
+        assert_eq!(scale::texts(&ticks), wanted);
+    }
+    assert_eq!(scale::texts(&[3.0]), ["3"]);
+}
+
 /// Texts of a picture with the pixels they reach from and to, in a wide font.
 fn texts(svg: &str) -> Vec<(String, f64, f64)> {
     let mut lines = svg.lines();

@@ -115,7 +115,9 @@ pub(super) fn bandwidth(record: &Record, summary: &Summary) -> Option<Chart> {
     });
     let fit = record.link.as_ref().and_then(|link| link.fit.as_ref());
     let layers = u64::from(record.model.n_layers).max(1);
-    let ceiling = fit.and_then(|fit| ceiling_gbps(fit, layers));
+    let payloads = all.iter().flat_map(|s| &s.points).map(|(bytes, _)| *bytes);
+    let largest = payloads.fold(0.0, f64::max) as u64;
+    let ceiling = fit.and_then(|fit| ceiling_gbps(fit, layers, largest));
     let against = ceiling.map_or(String::new(), |ceiling| {
         format!(
             " The line is what transfers of that size were fitted to take back to back before the first request; they reach {} Gbps at most.",
@@ -141,7 +143,7 @@ pub(super) fn bandwidth(record: &Record, summary: &Summary) -> Option<Chart> {
         x_at_least: fit.and_then(sizes),
         x_ticks: Ticks::Occurring,
     };
-    let curves = fit.map_or(Vec::new(), |fit| curves(fit, layers));
+    let curves = fit.map_or(Vec::new(), |fit| curves(fit, layers, ceiling));
     axes::chart(axes, &all, &curves)
 }
 
@@ -159,23 +161,21 @@ fn fitted_gbps(fit: &Fit, layers: u64, bytes: u64) -> Option<f64> {
     (ns > 0.0).then(|| bytes as f64 * 8.0 / ns)
 }
 
-/// The highest rate of all sizes that a fit was made of.
-fn ceiling_gbps(fit: &Fit, layers: u64) -> Option<f64> {
-    let rates = fit
-        .sizes
-        .iter()
-        .filter_map(|s| fitted_gbps(fit, layers, s.bytes));
+/// The highest rate of all sizes that a fit was made of, and of the largest payload of the run.
+fn ceiling_gbps(fit: &Fit, layers: u64, largest: u64) -> Option<f64> {
+    let sizes = fit.sizes.iter().map(|s| s.bytes).chain([largest]);
+    let rates = sizes.filter_map(|bytes| fitted_gbps(fit, layers, bytes));
     rates.max_by(f64::total_cmp)
 }
 
 /// The fit over sizes, and its ceiling.
-fn curves(fit: &Fit, layers: u64) -> Vec<Curve> {
+fn curves(fit: &Fit, layers: u64, ceiling: Option<f64>) -> Vec<Curve> {
     let fitted = fit.clone();
     let mut curves = vec![Curve {
         entry: Entry::new("link as fitted", GREY).drawn_as(Mark::Line),
         at: Box::new(move |bytes| fitted_gbps(&fitted, layers, bytes.round() as u64)),
     }];
-    if let Some(ceiling) = ceiling_gbps(fit, layers) {
+    if let Some(ceiling) = ceiling {
         let name = format!("its ceiling, {} Gbps", significant(ceiling, 3));
         curves.push(Curve {
             entry: Entry::new(&name, GREY).drawn_as(Mark::Dashed),
