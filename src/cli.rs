@@ -63,6 +63,14 @@ pub enum Command {
     Project(ProjectArgs),
     /// The experiment: the same prompts on one node and split over two, compared
     Split(SplitArgs),
+    /// Rebuild the report of a recorded run from its run.json, or lay several over each other
+    Report(ReportArgs),
+    /// Print the JSON schema of run.json
+    #[command(after_help = "Example:
+  disagg-bench schema > metrics-v1.json")]
+    Schema,
+    /// Print what makes a shell complete the commands and flags of this program
+    Completions(CompletionsArgs),
     /// Two recorded runs: what changed, whether that may be chance, and whether it is allowed
     Compare(CompareArgs),
 }
@@ -248,6 +256,10 @@ pub struct SocketArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench baseline
+  disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50 --repeats 10
+  disagg-bench baseline --model model.gguf --threads 8 --format json -o summary.json")]
 pub struct BaselineArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -458,6 +470,38 @@ pub struct CompareArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench report reports/20260101T120000Z-split           anew, beside its run.json
+  disagg-bench report run.json --out report                    into another folder
+  disagg-bench report before/run after/run --out overlay       both in one report
+
+The same run.json and the same build give the same bytes. Nothing is measured.")]
+pub struct ReportArgs {
+    /// A run: its run.json, or its folder; several are laid over each other, the first one is what
+    /// the others are held against
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Folder for the report [default: the run's; of several runs, reports/TIME-report]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench completions bash > /etc/bash_completion.d/disagg-bench
+  disagg-bench completions zsh > ~/.zfunc/_disagg-bench        with ~/.zfunc in fpath
+  disagg-bench completions fish > ~/.config/fish/completions/disagg-bench.fish")]
+pub struct CompletionsArgs {
+    /// Which shell
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  disagg-bench models list
+  disagg-bench models show model.gguf --weights q8             as it would run, nothing is run
+  disagg-bench models fetch smollm2-135m                       before going offline")]
 pub struct ModelsArgs {
     #[command(subcommand)]
     pub command: ModelsCommand,
@@ -466,10 +510,16 @@ pub struct ModelsArgs {
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
     /// The built-in names, and where their files are
+    #[command(after_help = "Example:
+  disagg-bench models list")]
     List,
     /// Shape, weights as they will run, fingerprint, and bytes of KV cache
+    #[command(after_help = "Example:
+  disagg-bench models show model.gguf --weights q8")]
     Show(ShowModelArgs),
     /// Fetch the file into the model cache and check it
+    #[command(after_help = "Example:
+  disagg-bench models fetch smollm2-135m")]
     Fetch(NamedModelArgs),
 }
 

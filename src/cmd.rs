@@ -2,14 +2,17 @@
 
 pub mod baseline;
 pub mod compare;
+pub mod completions;
 pub mod link;
 pub mod models;
 pub mod project;
+pub mod report;
 pub mod run_prefill;
+pub mod schema;
 pub mod serve_decode;
 pub mod split;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::baseline::BaselineFile;
 use crate::cli::{Format, OutputArgs};
@@ -19,7 +22,7 @@ use crate::failure::Failure;
 use crate::metrics::summary::Summary;
 use crate::metrics::{Record, Status, write_atomically};
 use crate::node::prefill::PrefillNode;
-use crate::report;
+use crate::preparation::RUN_FILE;
 use crate::terminal::{self, Terminal};
 use crate::workload;
 
@@ -34,6 +37,20 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
             let _ = everywhere.as_ref().map(cores::pin);
         })
         .build()?)
+}
+
+/// The run file of a run's folder, or the file itself.
+fn run_file(run: &Path) -> PathBuf {
+    match run.is_dir() {
+        true => run.join(RUN_FILE),
+        false => run.to_owned(),
+    }
+}
+
+/// Reads a recorded run: its file, or that of its folder.
+fn read_run(run: &Path) -> Result<Record, Failure> {
+    let record = Record::read(&run_file(run));
+    record.map_err(|error| Failure::Setting(format!("{error:#}")))
 }
 
 /// Keeps the network's thread, which is the one that calls this, on cores of its own; to be called
@@ -100,8 +117,10 @@ fn conclude(
 ) -> anyhow::Result<()> {
     let mut written = Ok(());
     if record.cases.iter().any(|case| !case.samples.is_empty()) {
-        // Figures that cannot be written any more can still be read.
-        written = report::write_folder(record, folder).map(drop);
+        // From the file, as `report` does: JSON may round the last digit of a number. Figures that
+        // cannot be written any more can still be read.
+        written = Record::read(&folder.join(RUN_FILE))
+            .and_then(|read| crate::report::write_folder(&read, folder).map(drop));
         output.show(record)?;
     }
     if record.check_failed() {
@@ -121,11 +140,11 @@ impl OutputArgs {
     /// Renders the result and puts it on stdout or into the file that was asked for.
     fn show(&self, record: &Record) -> anyhow::Result<()> {
         let text = match self.format {
-            Format::Table => report::to_terminal(record),
+            Format::Table => crate::report::to_terminal(record),
             Format::Json => serde_json::to_string_pretty(&Summary::of(record))?,
-            Format::Jsonl => report::samples_jsonl(record)?,
-            Format::Csv => report::samples_csv(record)?,
-            Format::Md => report::to_markdown(record),
+            Format::Jsonl => crate::report::samples_jsonl(record)?,
+            Format::Csv => crate::report::samples_csv(record)?,
+            Format::Md => crate::report::to_markdown(record),
         };
         self.put(&text)
     }

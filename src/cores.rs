@@ -16,6 +16,7 @@ const TOPOLOGY: &str = "/sys/devices/system/cpu";
 
 /// Some cores, by their numbers; rising, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct CoreList(Vec<u32>);
 

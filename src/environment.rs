@@ -28,6 +28,7 @@ use crate::cores::CoreList;
 
 /// The environment of one node at the start of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environment {
     pub host: Host,
     pub processor: Processor,

@@ -54,7 +54,13 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::ServeDecode(args) => Some(&args.model),
         Command::RunPrefill(args) => Some(&args.model),
         Command::Split(args) => Some(&args.model),
-        Command::Compare(_) | Command::Link(_) | Command::Models(_) | Command::Project(_) => None,
+        Command::Compare(_)
+        | Command::Completions(_)
+        | Command::Link(_)
+        | Command::Models(_)
+        | Command::Project(_)
+        | Command::Report(_)
+        | Command::Schema => None,
     };
     let cores = model.and_then(|model| model.cores.as_ref());
     let threads = preparation::threads(model.and_then(|model| model.threads), cores);
@@ -93,9 +99,12 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         }
         Command::RunPrefill(args) => cmd::run_prefill::run(args, settings, threads, &terminal),
         Command::Compare(args) => cmd::compare::run(args),
+        Command::Completions(args) => cmd::completions::run(args),
         Command::Link(args) => cmd::link::run(args, threads, &terminal),
         Command::Models(args) => cmd::models::run(args, &terminal),
         Command::Project(args) => cmd::project::run(args),
+        Command::Report(args) => cmd::report::run(args, &terminal),
+        Command::Schema => cmd::schema::run(),
         Command::Split(args) => cmd::split::run(args, settings, threads, &terminal),
     }
 }

@@ -10,6 +10,8 @@ pub mod figures;
 pub mod interference;
 mod lossy;
 mod observed;
+#[cfg(test)]
+mod schema;
 mod stopped;
 pub mod summary;
 
@@ -33,6 +35,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// One run, complete: one file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Record {
     /// [`SCHEMA_VERSION`] of the writer.
     pub schema_version: u32,
@@ -69,6 +72,7 @@ pub struct Record {
 
 /// Resident memory of a process; null where the system does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Memory {
     /// With the model loaded, before the first request.
     pub loaded_bytes: Option<u64>,
@@ -91,6 +95,7 @@ impl From<crate::wire::message::NodeMemory> for Memory {
 
 /// An earlier baseline next to this run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BaselineUse {
     /// Its file.
     pub file: String,
@@ -106,6 +111,7 @@ pub struct BaselineUse {
 
 /// What ran and how it ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RunInfo {
     /// Subcommand.
     pub command: String,
@@ -131,6 +137,7 @@ pub struct RunInfo {
 
 /// How far a run came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
     /// Still going on, or killed without a chance to say so.
@@ -145,6 +152,7 @@ pub enum Status {
 
 /// An effective setting and where it came from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Setting {
     /// Value in effect.
     pub value: serde_json::Value,
@@ -154,6 +162,7 @@ pub struct Setting {
 
 /// Where a setting came from, strongest first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// A command-line flag.
@@ -179,6 +188,7 @@ impl std::fmt::Display for Origin {
 
 /// The machines of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Environments {
     /// The prefill node; in a single-node run, the only one.
     pub prefill: Environment,
@@ -195,6 +205,7 @@ impl Environments {
 
 /// The model that ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ModelRecord {
     /// Built-in name, or that of the file.
     pub name: String,
@@ -227,6 +238,7 @@ pub struct ModelRecord {
 
 /// The connection that carried the caches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LinkRecord {
     /// `tcp`.
     pub transport: String,
@@ -262,6 +274,7 @@ impl LinkRecord {
 
 /// One prompt and its samples in every arm.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Case {
     /// Name of the prompt.
     pub prompt: String,
@@ -289,6 +302,7 @@ pub struct Case {
 
 /// One way of running a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Arm {
     /// One node does both phases.
@@ -308,6 +322,7 @@ impl std::fmt::Display for Arm {
 
 /// A node, and the clock of that node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Node {
     /// Prefills; sends requests and collects tokens.
@@ -329,6 +344,7 @@ impl std::fmt::Display for Node {
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
 )]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Transfer {
     /// After prefill, all at once.
@@ -351,6 +367,7 @@ impl std::fmt::Display for Transfer {
 
 /// One request, raw.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sample {
     /// How it ran.
     pub arm: Arm,
@@ -409,6 +426,7 @@ impl Sample {
 
 /// What `auto` picked for one request.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Choice {
     /// [`Transfer::Bulk`] or [`Transfer::Layered`].
     pub picked: Transfer,
@@ -423,6 +441,7 @@ pub struct Choice {
 
 /// The answer of one request and what proves it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Output {
     /// Token ids.
     pub tokens: Vec<u32>,
@@ -440,6 +459,7 @@ pub struct Output {
 
 /// What ended an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Finish {
     /// All tokens that were asked for.
@@ -450,11 +470,13 @@ pub enum Finish {
 
 /// Of the logits that one token was chosen from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StepProof {
     /// Digest of the raw bits of all logits (16 hex digits).
     pub digest: String,
     /// The best candidates and their scores, best first; what is not finite is NaN.
     #[serde(deserialize_with = "crate::wire::message::null_logits_as_nan")]
+    #[cfg_attr(test, schemars(with = "Vec<(u32, Option<f32>)>"))]
     pub top: Vec<(u32, f32)>,
     /// Time that taking this proof took. It is outside every figure: proofs are taken after the
     /// last token, unless the logits of a long answer fill 256 MiB before.
@@ -463,6 +485,7 @@ pub struct StepProof {
 
 /// Something that happened, on the clock of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Event {
     /// Where it happened, and whose clock `t_ns` was read from.
     pub clock: Node,
@@ -486,6 +509,7 @@ pub struct Event {
 
 /// What can happen to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EventName {
     /// The request starts; zero of the prefill node's clock.
@@ -520,6 +544,7 @@ pub enum EventName {
 
 /// How equal the answers of the arms of one case are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Check {
     /// Whether every cache byte that landed equals what was sent; null if nothing was sent.
     pub landed: Option<bool>,
@@ -541,6 +566,7 @@ impl Check {
 
 /// How equal two answers are; later is stronger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Agreement {
     /// Not even equivalent.
@@ -570,7 +596,12 @@ impl Record {
         struct Version {
             schema_version: u32,
         }
-        let not_a_run = || format!("{} is not a run file of this tool", path.display());
+        let not_a_run = || {
+            format!(
+                "{} is not a run file of this tool: give the run.json of a run, or its folder",
+                path.display()
+            )
+        };
         let version: Version = serde_json::from_str(&text).with_context(not_a_run)?;
         anyhow::ensure!(
             version.schema_version == SCHEMA_VERSION,

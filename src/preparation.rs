@@ -54,9 +54,13 @@ pub fn network_cores(command: &mut Command) -> Result<Option<CoreList>, Failure>
             args.peer.is_none(),
         ),
         Command::Link(args) => (&mut args.socket, None, None, args.peer.is_none()),
-        Command::Baseline(_) | Command::Compare(_) | Command::Models(_) | Command::Project(_) => {
-            return Ok(None);
-        }
+        Command::Baseline(_)
+        | Command::Compare(_)
+        | Command::Completions(_)
+        | Command::Models(_)
+        | Command::Project(_)
+        | Command::Report(_)
+        | Command::Schema => return Ok(None),
     };
     if let Some(cores) = &socket.network_cores {
         let refused = |why| Failure::Setting(format!("--network-cores {cores}: {why}"));
@@ -74,24 +78,16 @@ pub fn pin(cores: &CoreList) -> Result<(), Failure> {
 
 /// Creates the output folder before any work is done, so that a wrong path costs nothing.
 pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBuf> {
-    let cannot = |folder: &Path, error: std::io::Error| {
-        Failure::Setting(format!(
-            "cannot write into {}: {error}: choose another folder with --out",
-            folder.display()
-        ))
-    };
     let folder = match out {
         Some(folder) => folder.to_path_buf(),
         None => {
             let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
             let wanted = Path::new("reports").join(format!("{time}-{command}"));
-            new_folder(&wanted).map_err(|e| cannot(&wanted, e))?
+            new_folder(&wanted).map_err(|e| not_writable(&wanted, &e))?
         }
     };
     let run_file = folder.join(RUN_FILE);
-    std::fs::create_dir_all(&folder)
-        .and_then(|()| tempfile::NamedTempFile::new_in(&folder).map(drop))
-        .map_err(|e| cannot(&folder, e))?;
+    writable_folder(&folder)?;
     if run_file.exists() {
         return Err(Failure::Setting(format!(
             "{} exists and records are never overwritten: choose another folder with --out",
@@ -100,6 +96,20 @@ pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBu
         .into());
     }
     Ok(folder)
+}
+
+/// Creates a folder where it is missing, and makes sure that files can be made in it.
+pub fn writable_folder(folder: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(folder)
+        .and_then(|()| tempfile::NamedTempFile::new_in(folder).map(drop))
+        .map_err(|error| not_writable(folder, &error))
+}
+
+fn not_writable(folder: &Path, error: &std::io::Error) -> Failure {
+    Failure::Setting(format!(
+        "cannot write into {}: {error}: choose another folder with --out",
+        folder.display()
+    ))
 }
 
 /// Creates `wanted`, or with a number behind it where a run of the same second has it.

@@ -4,17 +4,25 @@
 mod answers;
 pub mod changes;
 pub mod charts;
+mod definitions;
+mod document;
 #[cfg(test)]
 pub mod fixture;
 mod interference;
 mod lossy;
 mod markdown;
 pub mod number;
+pub(crate) mod overlay;
+mod page;
 pub mod projected;
+mod provenance;
 mod rows;
+mod strip;
+mod table;
 pub mod tables;
 mod terminal;
 
+pub use overlay::Named;
 pub use rows::{samples_csv, samples_jsonl};
 pub use terminal::{settings, to_terminal};
 
@@ -23,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use document::Document;
 use projected::Projected;
 
 use crate::metrics::summary::Summary;
@@ -30,25 +39,51 @@ use crate::metrics::{Record, write_atomically};
 
 /// `report.md` as text.
 pub fn to_markdown(record: &Record) -> String {
-    let (summary, projected) = (Summary::of(record), Projected::of(record));
-    let charts = charts::all(&summary, &projected.outlooks);
-    markdown::report(record, &summary, &projected, &charts)
+    markdown::written(&document(record, &Summary::of(record)))
 }
 
-/// Writes `summary.json`, the charts that have something to show and `report.md` into a folder,
-/// which is made if it is missing. Returns the paths written; the same record gives the same bytes.
+fn document(record: &Record, summary: &Summary) -> Document {
+    let projected = Projected::of(record);
+    let charts = charts::all(record, summary, &projected.outlooks);
+    Document::of_run(record, summary, &projected, charts)
+}
+
+/// Writes `summary.json`, `samples.csv`, the charts that have something to show, `report.md` and
+/// `report.html` into a folder, which is made if it is missing. Returns the paths written; the same
+/// record gives the same bytes.
 pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make the report folder {}", folder.display()))?;
-    let (summary, projected) = (Summary::of(record), Projected::of(record));
-    let charts = charts::all(&summary, &projected.outlooks);
+    let summary = Summary::of(record);
+    let document = document(record, &summary);
     let mut files = vec![(
         "summary.json",
         serde_json::to_string_pretty(&summary)? + "\n",
     )];
-    let report = markdown::report(record, &summary, &projected, &charts);
-    files.extend(charts.into_iter().map(|chart| (chart.file, chart.svg)));
-    files.push(("report.md", report));
+    let samples = samples_csv(record)?;
+    if !samples.is_empty() {
+        files.push(("samples.csv", samples));
+    }
+    files.extend(written(&document)?);
+    write_files(folder, files)
+}
+
+/// Writes the report of several runs, with charts of all of them, into a folder as [`write_folder`]
+/// does; raw samples and summaries stay with the runs.
+pub fn write_overlay(runs: &[Named], folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    write_files(folder, written(&overlay::document(runs))?)
+}
+
+/// A report in every form: its charts, Markdown, the page.
+fn written(document: &Document) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let charts = document.charts();
+    let mut files: Vec<(&str, String)> = charts.map(|c| (c.file, c.svg.clone())).collect();
+    files.push(("report.md", markdown::written(document)));
+    files.push(("report.html", page::written(document)?));
+    Ok(files)
+}
+
+fn write_files(folder: &Path, files: Vec<(&str, String)>) -> anyhow::Result<Vec<PathBuf>> {
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the report folder {}", folder.display()))?;
     let mut written = Vec::new();
     for (name, content) in files {
         let path = folder.join(name);
@@ -75,7 +110,9 @@ mod tests {
                 .collect()
         };
         assert_eq!(names(&written), names(&again));
-        assert!(names(&written).contains(&"phases.svg".into()));
+        for name in ["phases.svg", "samples.csv"] {
+            assert!(names(&written).contains(&name.into()), "{name}");
+        }
         for (one, other) in written.iter().zip(&again) {
             assert_eq!(fs::read(one).unwrap(), fs::read(other).unwrap(), "{one:?}");
         }
@@ -88,7 +125,7 @@ mod tests {
     fn an_empty_record_still_has_a_report() {
         let folder = tempfile::tempdir().unwrap();
         let written = write_folder(&record(vec![]), folder.path()).unwrap();
-        assert_eq!(written.len(), 2);
+        assert_eq!(written.len(), 3);
     }
 
     #[test]

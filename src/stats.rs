@@ -41,6 +41,7 @@ const DEVIATIONS_IN_MAD: f64 = 1.482_602_218_505_602;
 
 /// One quantity over the samples of an arm, in the unit of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Figure {
     /// Median.
     pub median: f64,

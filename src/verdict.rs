@@ -98,7 +98,7 @@ fn ending(record: &Record, cases: &[SummaryCase]) -> Option<String> {
 
 /// The fastest lossless way of running a case in an arm: a split has to beat the better single
 /// node, and with the same answer.
-fn fastest(case: &SummaryCase, arm: Arm) -> Option<(&SummaryArm, Figure)> {
+pub(crate) fn fastest(case: &SummaryCase, arm: Arm) -> Option<(&SummaryArm, Figure)> {
     (case.arms.iter().filter(|a| a.arm == arm && !a.is_lossy()))
         .filter_map(|a| Some((a, a.e2e_ms?)))
         .min_by(|(_, a), (_, b)| a.median.total_cmp(&b.median))

@@ -1,16 +1,13 @@
 //! `compare`: two recorded runs, what changed, and whether that is allowed.
 
-use std::path::Path;
-
+use super::read_run;
 use crate::cli::{CompareArgs, Format};
 use crate::compare::Comparison;
 use crate::failure::Failure;
-use crate::metrics::Record;
-use crate::preparation::RUN_FILE;
 
 /// Reads, compares, writes, and fails where a gate is broken.
 pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
-    let (old, new) = (read(&args.old)?, read(&args.new)?);
+    let (old, new) = (read_run(&args.old)?, read_run(&args.new)?);
     let mut comparison = Comparison::between(&old, &new).map_err(|differences| {
         Failure::Setting(format!(
             "{} and {} are runs of unlike experiments ({}): compare runs of the same prompts, model and settings",
@@ -41,13 +38,4 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<()> {
         true => Ok(()),
         false => Err(Failure::Regression(broken.join("; ")).into()),
     }
-}
-
-/// A run file, or that of a run's folder.
-fn read(path: &Path) -> Result<Record, Failure> {
-    let file = match path.is_dir() {
-        true => path.join(RUN_FILE),
-        false => path.to_path_buf(),
-    };
-    Record::read(&file).map_err(|error| Failure::Setting(format!("{error:#}")))
 }

@@ -1,16 +1,16 @@
 //! `project`: what other links, RDMA or a faster engine would change, from a run or from a model's
 //! shape. Measures nothing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
+use super::{read_run, run_file};
 use crate::cli::{Format, ProjectArgs};
 use crate::failure::Failure;
 use crate::link::{Fit, Sweep};
 use crate::metrics::{Record, SCHEMA_VERSION};
 use crate::model::published::{self, PublishedShape};
-use crate::preparation::RUN_FILE;
 use crate::projection::{
     EngineSpeed, LINE_RATES_GBPS, Links, Outlook, Restated, ScoredRow, Unmeasured, WithoutModel,
     distrust, outlooks, restate, score,
@@ -52,7 +52,7 @@ pub fn run(args: &ProjectArgs) -> anyhow::Result<()> {
 }
 
 fn from_run(args: &ProjectArgs, run: &Path) -> anyhow::Result<String> {
-    let record = read(run)?;
+    let record = read_run(run)?;
     let links = match &args.link_fit {
         Some(path) => Some(links_of(path, streams(&record))?),
         None => Links::of_run(&record),
@@ -135,7 +135,7 @@ fn scores(args: &ProjectArgs, record: &Record, links: &Links) -> anyhow::Result<
     let mut scores = Vec::new();
     for path in &args.against {
         let name = path.display().to_string();
-        let rows = score(record, links, line_rate_gbps, &read(path)?, &name);
+        let rows = score(record, links, line_rate_gbps, &read_run(path)?, &name);
         scores.extend(rows.map_err(|error| Failure::Setting(error.to_string()))?);
     }
     Ok(scores)
@@ -212,19 +212,6 @@ fn links_of(path: &Path, streams: u32) -> Result<Links, Failure> {
     })
 }
 
-fn read(run: &Path) -> anyhow::Result<Record> {
-    let record = Record::read(&run_file(run));
-    record.map_err(|error| Failure::Setting(format!("{error:#}")).into())
-}
-
-/// The run file of a folder, or the file itself.
-fn run_file(run: &Path) -> PathBuf {
-    match run.is_dir() {
-        true => run.join(RUN_FILE),
-        false => run.to_owned(),
-    }
-}
-
 fn unsuited(format: Format) -> Failure {
     Failure::Setting(format!(
         "--format {format:?} is not for project: choose table or json"
@@ -235,6 +222,7 @@ fn unsuited(format: Format) -> Failure {
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::preparation::RUN_FILE;
     use crate::report::fixture::{record, usual_case};
     use clap::Parser;
 

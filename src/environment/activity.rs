@@ -19,6 +19,7 @@ const LOOKED_AT_CORES: usize = 16;
 
 /// One look, taken on the thread that serves the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Activity {
     /// Time since the first look of this process.
     pub wall_ns: u64,
@@ -97,6 +98,7 @@ fn fastest_core_mhz(root: &Path) -> Option<u32> {
 
 /// How fast one core copies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MemoryCopy {
     /// Bytes of a copy.
     pub bytes: u64,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Identity of one build; two nodes with equal builds run the same machine code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Build {
     pub tool_version: String,
     /// Short commit hash, `-dirty` where tracked files differed from it, `unknown` without git.

@@ -9,6 +9,7 @@ use super::kernel_text;
 
 /// The host a node ran on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Host {
     pub hostname: String,
     /// 16 hex digits that tell machines apart and say nothing else; the same after a reboot.

@@ -14,6 +14,7 @@ pub(super) const CLASS_NET: &str = "/sys/class/net";
 
 /// One network interface of this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NetworkInterface {
     pub name: String,
     /// Null where the driver does not know, as with most virtual interfaces.

@@ -11,6 +11,7 @@ use crate::cores::{self, CoreList};
 
 /// The processor of a node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Processor {
     pub model: Option<String>,
     pub arch: String,

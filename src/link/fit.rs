@@ -16,6 +16,7 @@ const LEAST_BYTES_SHARE: f64 = 0.1;
 
 /// The cost of a transfer, for one number of streams.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fit {
     /// TCP connections.
     pub streams: u32,
@@ -40,6 +41,7 @@ pub struct Fit {
 
 /// Time that the bytes of one size take.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SizeTime {
     /// KV bytes.
     pub bytes: u64,
@@ -73,6 +75,7 @@ impl From<&Row> for Point {
 
 /// Where a run's fit came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum FitOrigin {
     /// Measured by the run itself, over its own connections.

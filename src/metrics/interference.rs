@@ -9,6 +9,7 @@ use crate::stats::{Figure, percentile};
 
 /// The whole experiment; one in a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Interference {
     /// Prompt length of the running sequence.
     pub running_prompt_tokens: u32,
@@ -26,6 +27,7 @@ pub struct Interference {
 
 /// One run of the scene in one arm.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InterferenceSample {
     /// Where both sequences were: on one node, or decode apart from prefill.
     pub arm: Arm,
@@ -44,6 +46,7 @@ pub struct InterferenceSample {
 
 /// What happened when, on the prefill node's clock, in ns since the running sequence's request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Moments {
     /// Tokens of the running sequence.
     pub tokens: Vec<u32>,

@@ -7,6 +7,7 @@ use crate::wire::message::WireDtype;
 /// One wire format of one case, by teacher forcing on the prefill node, untimed: the single arm's
 /// tokens from the cache as it is behind the wire, against the same from the exact cache.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lossy {
     /// The format.
     pub wire_dtype: WireDtype,

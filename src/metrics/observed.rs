@@ -7,6 +7,7 @@ use crate::environment::{Activity, MemoryCopy};
 
 /// All looks of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Observed {
     /// How fast one core of the prefill node copies in memory; null off loopback.
     pub memory_copy: Option<MemoryCopy>,
@@ -16,6 +17,7 @@ pub struct Observed {
 
 /// Both nodes behind a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Look {
     /// The request's position in the run; null before the first one.
     pub order: Option<u32>,

@@ -9,6 +9,7 @@ use crate::stats::Figure;
 
 /// How the rounds of one prompt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Stopped {
     /// What ended them.
     pub by: StoppedBy,
@@ -22,6 +23,7 @@ pub struct Stopped {
 
 /// What ended the rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum StoppedBy {
     /// The interval is as narrow as was asked for.

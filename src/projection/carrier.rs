@@ -77,6 +77,15 @@ impl<'a> Carrier<'a> {
         }
     }
 
+    /// The same with the bytes at this rate, faster or slower than was fitted.
+    pub fn at_rate(self, payload_gbps: f64) -> Self {
+        Self {
+            fit: None,
+            least_ns_per_byte: 8.0 / payload_gbps,
+            ..self
+        }
+    }
+
     /// The same over connections that had idled, as far as the fit knows what that changes.
     pub fn after_idle(self, is_after_idle: bool) -> Self {
         Self {

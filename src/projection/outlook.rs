@@ -31,17 +31,22 @@ pub struct Links {
 }
 
 impl Links {
-    /// The run's own link; `None` where it was not fitted.
-    pub fn of_run(record: &Record) -> Option<Self> {
+    /// The run's own link as it was fitted before the first request; `None` where it was not.
+    pub fn as_fitted(record: &Record) -> Option<Self> {
         let link = record.link.as_ref()?;
         let fit = link.fit.clone()?;
-        let mut links = Self {
+        Some(Self {
             streams: fit.streams,
             fits: vec![fit],
             round_trip_ns: link.min_round_trip_ns().unwrap_or(0),
             slowdown: 1.0,
             segment_payload_bytes: link.socket.mss_bytes.filter(|_| !link.loopback),
-        };
+        })
+    }
+
+    /// The run's own link, as slow as its own transfers were; `None` where it was not fitted.
+    pub fn of_run(record: &Record) -> Option<Self> {
+        let mut links = Self::as_fitted(record)?;
         let ratios = record.cases.iter().filter_map(|case| {
             let (measured_ms, predicted_ms) = links.own_bulk_ms(&Measured::of(record, case)?)?;
             (predicted_ms > 0.0).then(|| measured_ms / predicted_ms)
@@ -274,8 +279,20 @@ fn on_line(
     all.to_vec()
 }
 
+/// What a request of a case waits for on a link, in one mode; `None` where nothing was sent.
+pub fn predict(
+    record: &Record,
+    case: &crate::metrics::Case,
+    links: &Links,
+    transfer: Transfer,
+) -> Option<f64> {
+    let measured = Measured::of(record, case)?;
+    let projection = tcp(&measured, links, None);
+    Some(projection.of(transfer).exposed_ms.mid)
+}
+
 /// The best of several ways over one transport, end by end of the range.
-fn projection(
+pub(super) fn projection(
     measured: &Measured,
     links: &Links,
     transport: Transport,

@@ -1,5 +1,6 @@
 //! The verdict's answers, in front of all tables.
 
+use super::document::{Block, Item};
 use super::number::significant;
 use super::tables::wrapped;
 use crate::metrics::summary::Summary;
@@ -61,13 +62,16 @@ pub(super) fn to_terminal(summary: &Summary, width: usize) -> Option<String> {
     Some(rows.collect::<Vec<_>>().join("\n"))
 }
 
-/// The same as a Markdown list; empty where nothing was compared.
-pub(super) fn section(summary: &Summary) -> String {
+/// The same as a list; empty where nothing was compared.
+pub(super) fn block(summary: &Summary) -> Block {
     let lines = summary.answers.as_ref().map(lines).unwrap_or_default();
-    let items = lines
-        .iter()
-        .map(|(name, text)| format!("- **{name}**: {text}\n"));
-    items.collect()
+    let items = lines.into_iter().map(|(name, text)| Item {
+        lead: name.to_owned(),
+        text,
+    });
+    Block::List {
+        items: items.collect(),
+    }
 }
 
 #[cfg(test)]
@@ -97,12 +101,17 @@ mod tests {
             "what to do",
         ];
         assert_eq!(names, wanted, "{text}");
-        assert!(section(&summary).contains("- **capacity**: "), "{text}");
+        let Block::List { items } = block(&summary) else {
+            unreachable!("answers are a list");
+        };
+        let leads: Vec<&str> = items.iter().map(|item| item.lead.as_str()).collect();
+        assert_eq!(leads, wanted);
     }
 
     #[test]
     fn without_both_arms_there_is_nothing_to_answer() {
         let summary = Summary::of(&record(vec![]));
-        assert!(to_terminal(&summary, 80).is_none() && section(&summary).is_empty());
+        assert!(to_terminal(&summary, 80).is_none());
+        assert!(matches!(block(&summary), Block::List { items } if items.is_empty()));
     }
 }

@@ -1,21 +1,16 @@
 //! How arms differ, with intervals: the lines under the terminal's table, a section of the
-//! Markdown report.
+//! report.
 
-use tabled::builder::Builder;
-use tabled::settings::object::Columns;
-use tabled::settings::{Alignment, Modify, Style};
-
+use super::document::Block;
 use super::number::{significant, small};
-use super::tables::{cell, name};
+use super::table::{NONE, Table, numbers, words};
+use super::tables::name;
 use crate::metrics::changes::SummaryChange;
 use crate::metrics::summary::{Summary, SummaryCase};
 use crate::stats::{Change, Estimate};
 
 /// Significant digits of times.
 const DIGITS: usize = 3;
-
-/// Stands for what is not defined.
-const NONE: &str = "-";
 
 /// Stands for a change that may be chance.
 pub const CHANCE: &str = "~";
@@ -73,23 +68,36 @@ fn outliers(summary: &Summary) -> Option<String> {
         .then(|| format!("outliers of E2E, kept in every figure: {}", some.join(", ")))
 }
 
-/// Every change of every figure, as a Markdown table.
-pub(super) fn section(summary: &Summary) -> String {
-    let mut table = Builder::default();
-    let heads = [
-        "prompt",
-        "tokens",
-        "arms",
-        "figure",
-        "change ms",
-        "95% interval",
-    ];
-    table.push_record(
-        heads
-            .into_iter()
-            .chain(["change %", "shift ms", "p", "pairs"]),
-    );
-    let mut rows = 0;
+/// Every change of every figure, as a table, and what there is to say of it.
+pub(super) fn section(summary: &Summary) -> Vec<Block> {
+    let table = table(summary);
+    let mut blocks = Vec::new();
+    if !table.is_empty() {
+        blocks.extend([Block::Table(table), Block::text(TABLE_NOTE)]);
+    }
+    let notes = stops(summary).into_iter().chain(outliers(summary));
+    blocks.extend(notes.map(Block::text));
+    blocks
+}
+
+/// What the columns of the table mean.
+const TABLE_NOTE: &str = "The second arm less the first. Change: median over the pairs of one repeat, with its BCa \
+     bootstrap interval; without pairs, the shift. Shift: Hodges-Lehmann, over all samples, with the \
+     two-sided Mann-Whitney p. ~: not significant at 5% (METHODOLOGY.md, Statistics).";
+
+fn table(summary: &Summary) -> Table {
+    let mut table = Table::new([
+        words("prompt"),
+        numbers("tokens"),
+        words("arms"),
+        words("figure"),
+        numbers("change\nms"),
+        numbers("95% interval"),
+        numbers("change\n%"),
+        numbers("shift\nms"),
+        numbers("p"),
+        numbers("pairs"),
+    ]);
     for (case, change) in all(summary) {
         let figures = [
             ("TTFT", change.ttft_ms),
@@ -100,30 +108,15 @@ pub(super) fn section(summary: &Summary) -> String {
         for (figure, change_of) in figures {
             let Some(of) = change_of else { continue };
             let lead = [
-                cell(&case.prompt),
+                case.prompt.clone(),
                 case.prompt_tokens.to_string(),
                 arms(case, change),
                 figure.to_owned(),
             ];
-            table.push_record(lead.into_iter().chain(row(&of)));
-            rows += 1;
+            table.push(lead.into_iter().chain(row(&of)));
         }
     }
-    let notes: Vec<String> = stops(summary)
-        .into_iter()
-        .chain(outliers(summary))
-        .collect();
-    let notes = notes.join("\n\n");
-    if rows == 0 {
-        return notes;
-    }
-    let mut table = table.build();
     table
-        .with(Style::markdown())
-        .with(Modify::new(Columns::new(4..)).with(Alignment::right()));
-    format!(
-        "{table}\n\nThe second arm less the first. Change: median over the pairs of one repeat, with its BCa bootstrap interval; without pairs, the shift. Shift: Hodges-Lehmann, over all samples, with the two-sided Mann-Whitney p. {CHANCE}: not significant at 5% (METHODOLOGY.md, Statistics).\n\n{notes}"
-    )
 }
 
 fn row(change: &Change) -> [String; 6] {
@@ -220,9 +213,9 @@ mod tests {
 
     #[test]
     fn what_may_be_chance_is_marked() {
-        let section = section(&summary());
+        let table = table(&summary()).to_markdown();
         let row = |figure: &str| -> Vec<String> {
-            let line = section
+            let line = table
                 .lines()
                 .find(|l| l.contains(&format!("| {figure} ")))
                 .unwrap();
@@ -251,7 +244,13 @@ mod tests {
             text.ends_with("outliers of E2E, kept in every figure: 1 of 5 (split, 512 tokens)"),
             "{text}"
         );
-        assert!(section(&summary).contains("--time-budget ended it"));
+        let said = section(&summary)
+            .into_iter()
+            .filter_map(|block| match block {
+                Block::Text { text } => Some(text),
+                _ => None,
+            });
+        assert!(said.collect::<String>().contains("--time-budget ended it"));
     }
 
     #[test]

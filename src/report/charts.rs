@@ -5,19 +5,31 @@
 //! colour-blind people tell apart, and work on either background.
 
 mod axes;
+mod break_even;
+mod gantt;
+mod itl;
+mod overlaid;
 mod phases;
+mod predicted;
 pub(super) mod savings;
+mod scale;
 mod transfer;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use serde::Serialize;
 
 use super::number::significant;
+use super::overlay::Named;
+use scale::ticks;
+
+use crate::metrics::Record;
 use crate::metrics::summary::Summary;
 use crate::projection::Outlook;
 
 /// A finished chart.
+#[derive(Debug, Serialize)]
 pub struct Chart {
     /// Name of its file.
     pub file: &'static str,
@@ -30,16 +42,25 @@ pub struct Chart {
 }
 
 /// All charts of a run that have something to show.
-pub fn all(summary: &Summary, outlooks: &[Outlook]) -> Vec<Chart> {
+pub fn all(record: &Record, summary: &Summary, outlooks: &[Outlook]) -> Vec<Chart> {
     [
         phases::chart(summary),
+        gantt::chart(record),
         transfer::overhead(summary),
-        transfer::bandwidth(summary),
+        transfer::bandwidth(record, summary),
+        predicted::chart(record, summary),
+        itl::chart(record),
+        break_even::chart(record),
         savings::chart(summary, outlooks),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// All charts of several runs that have something to show.
+pub(super) fn overlaid(runs: &[Named]) -> Vec<Chart> {
+    overlaid::all(runs)
 }
 
 /// The stacked phases of every arm as SVG; `None` when no request was measured.
@@ -72,7 +93,7 @@ const ON_LIGHT: RGBColor = RGBColor(0x0A, 0x0A, 0x0A);
 
 /// Swaps paper and ink where the reader prefers dark. plotters writes colours as attributes,
 /// which any rule of a style sheet overrides.
-const STYLE: &str = "<style>@media (prefers-color-scheme: dark) {\
+const STYLE: &str = "<style>@media screen and (prefers-color-scheme: dark) {\
     .disagg-chart [fill=\"#FFFFFF\"] { fill: #15181C }\
     .disagg-chart [fill=\"#1B1B1B\"] { fill: #ECECEC }\
     .disagg-chart [stroke=\"#1B1B1B\"] { stroke: #ECECEC }\
@@ -224,8 +245,20 @@ fn line(area: &Area, from: (i32, i32), to: (i32, i32), colour: RGBColor) -> Pain
 struct Entry {
     name: String,
     colour: RGBColor,
-    /// Drawn as a ring, around what would hide it.
-    is_hollow: bool,
+    mark: Mark,
+}
+
+/// How a series is drawn, and so its name in a legend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// An area or points.
+    Filled,
+    /// Rings, around what would hide points.
+    Ring,
+    /// A line.
+    Line,
+    /// A line that is no measurement and no fit of one.
+    Dashed,
 }
 
 impl Entry {
@@ -233,8 +266,13 @@ impl Entry {
         Self {
             name: name.to_owned(),
             colour,
-            is_hollow: false,
+            mark: Mark::Filled,
         }
+    }
+
+    /// The same, drawn otherwise.
+    fn drawn_as(self, mark: Mark) -> Self {
+        Self { mark, ..self }
     }
 }
 
@@ -266,30 +304,20 @@ fn legend_height(entries: &[Entry]) -> i32 {
 fn legend(area: &Area, entries: &[Entry], at: (i32, i32)) -> Painted {
     for (entry, (x, y)) in entries.iter().zip(legend_places(entries)) {
         let (x, y) = (at.0 + x, at.1 + y);
-        match entry.is_hollow {
-            true => area.draw(&Circle::new((x + 7, y), 6, entry.colour.stroke_width(2)))?,
-            false => rectangle(area, (x, y - 6), (x + 13, y + 7), entry.colour)?,
+        let (thick, stroke) = (entry.colour.filled(), entry.colour.stroke_width(2));
+        match entry.mark {
+            Mark::Filled => area.draw(&Rectangle::new([(x, y - 6), (x + 13, y + 7)], thick))?,
+            Mark::Ring => area.draw(&Circle::new((x + 7, y), 6, stroke))?,
+            Mark::Line => area.draw(&PathElement::new(vec![(x, y), (x + 14, y)], stroke))?,
+            Mark::Dashed => {
+                for from in [x, x + 9] {
+                    area.draw(&PathElement::new(vec![(from, y), (from + 5, y)], stroke))?;
+                }
+            }
         }
         text(area, &entry.name, (x + 20, y), BODY)?;
     }
     Ok(())
-}
-
-/// Round values from 0 to at most `max`, about six of them.
-fn ticks(max: f64) -> Vec<f64> {
-    if !(max > 0.0 && max.is_finite()) {
-        return vec![0.0];
-    }
-    let magnitude = 10f64.powf((max / 5.0).log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .map(|m| m * magnitude)
-        .into_iter()
-        .find(|step| max / step <= 6.0)
-        .unwrap_or(10.0 * magnitude);
-    (0..)
-        .map(|i| f64::from(i) * step)
-        .take_while(|t| *t <= max)
-        .collect()
 }
 
 /// A tick's value without zeros at its end.

@@ -1,13 +1,9 @@
 //! What a running sequence suffers while another prompt is prefilled: a table under those of the
-//! cases, and a section of the Markdown report.
+//! cases, and a section of the report.
 
-use tabled::builder::Builder;
-use tabled::settings::formatting::AlignmentStrategy;
-use tabled::settings::object::{Columns, Rows};
-use tabled::settings::style::HorizontalLine;
-use tabled::settings::{Alignment, Modify, Padding, Style};
-
+use super::document::Block;
 use super::number::{count, significant};
+use super::table::{NONE, Table, numbers, words};
 use super::tables;
 use crate::metrics::interference::{NodeCores, SummaryInterference};
 use crate::metrics::summary::Summary;
@@ -16,32 +12,11 @@ use crate::stats::Figure;
 /// Significant digits of times.
 const DIGITS: usize = 4;
 
-/// Stands for what is undefined.
-const NONE: &str = "-";
-
-/// Names over units.
-const HEADS: [[&str; 2]; 6] = [
-    ["", "arm"],
-    ["undisturbed", "ITL ms"],
-    ["worst", "ITL ms"],
-    ["p95", "ITL ms"],
-    ["lost", "ms"],
-    ["newcomer's", "TTFT ms"],
-];
-
 /// Title, table and notes, at most `width` columns wide; `None` where it was not measured.
 pub(super) fn to_terminal(summary: &Summary, width: usize) -> Option<String> {
     let measured = summary.interference.as_ref()?;
-    let mut table = builder(measured, "\n").build();
-    table
-        .with(Style::empty().horizontals([(1, HorizontalLine::new('─'))]))
-        .with(Padding::new(0, 2, 0, 0))
-        .with(AlignmentStrategy::PerLine)
-        .with(Modify::new(Columns::new(..)).with(Alignment::right()))
-        .with(Modify::new(Columns::one(0)).with(Alignment::left()))
-        .with(Modify::new(Rows::first()).with(Alignment::bottom()));
-    let table = table.to_string();
-    let lines = table.lines().map(|line| line.trim_end().to_owned());
+    let table = table(measured).to_terminal();
+    let lines = table.lines().map(String::from);
     let notes = notes(measured);
     let notes = notes.iter().flat_map(|note| tables::wrapped(note, width));
     let title = tables::wrapped(&title(measured), width);
@@ -49,16 +24,15 @@ pub(super) fn to_terminal(summary: &Summary, width: usize) -> Option<String> {
     Some(all.join("\n"))
 }
 
-/// The same in Markdown; empty where it was not measured.
-pub(super) fn section(summary: &Summary) -> String {
+/// The same as a section; empty where it was not measured.
+pub(super) fn section(summary: &Summary) -> Vec<Block> {
     let Some(measured) = &summary.interference else {
-        return String::new();
+        return Vec::new();
     };
-    let mut table = builder(measured, " ").build();
-    let right = Modify::new(Columns::new(1..)).with(Alignment::right());
-    table.with(Style::markdown()).with(right);
-    let notes: String = notes(measured).iter().map(|n| format!("\n{n}\n")).collect();
-    format!("{}:\n\n{table}\n{notes}", title(measured))
+    let title = Block::text(format!("{}:", title(measured)));
+    let blocks = [title, Block::Table(table(measured))].into_iter();
+    let notes = notes(measured).into_iter().map(Block::text);
+    blocks.chain(notes).collect()
 }
 
 fn title(measured: &SummaryInterference) -> String {
@@ -82,12 +56,18 @@ fn title(measured: &SummaryInterference) -> String {
     )
 }
 
-fn builder(measured: &SummaryInterference, separator: &str) -> Builder {
-    let mut builder = Builder::default();
-    builder.push_record(HEADS.map(|head| head.join(separator).trim().to_owned()));
+fn table(measured: &SummaryInterference) -> Table {
+    let mut table = Table::new([
+        words("arm"),
+        numbers("undisturbed\nITL ms"),
+        numbers("worst\nITL ms"),
+        numbers("p95\nITL ms"),
+        numbers("lost\nms"),
+        numbers("newcomer's\nTTFT ms"),
+    ]);
     for arm in &measured.arms {
         let median = |figure: Option<Figure>| or_none(figure.map(|f| f.median));
-        builder.push_record([
+        table.push([
             arm.way(),
             median(arm.undisturbed_itl_ms),
             median(arm.worst_itl_ms),
@@ -96,7 +76,7 @@ fn builder(measured: &SummaryInterference, separator: &str) -> Builder {
             median(arm.newcomer_ttft_ms),
         ]);
     }
-    builder
+    table
 }
 
 fn notes(measured: &SummaryInterference) -> Vec<String> {
@@ -186,10 +166,10 @@ mod tests {
             ["split", "10.00", "12.00", "12.00", "86.00", "510.0"]
         );
         assert!(text.contains("the same tokens in all"), "{text}");
-
-        let section = section(&summary);
-        assert!(section.contains("| single, whole prompt "), "{section}");
-        assert!(section.contains("| undisturbed ITL ms "), "{section}");
+        assert!(matches!(
+            section(&summary).as_slice(),
+            [Block::Text { .. }, Block::Table(_), Block::Text { .. }, ..]
+        ));
     }
 
     #[test]

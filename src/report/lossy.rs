@@ -1,20 +1,14 @@
-//! What lossy wire formats save and cost: a line under the tables, a section of the Markdown
-//! report.
+//! What lossy wire formats save and cost: a line under the tables, a section of the report.
 
-use tabled::builder::Builder;
-use tabled::settings::object::Columns;
-use tabled::settings::{Alignment, Modify, Style};
-
+use super::document::Block;
 use super::number::{count, significant, small};
+use super::table::{NONE, Table, numbers, words};
 use super::tables;
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
 use crate::stats::Figure;
 
 /// Significant digits of bytes, times and shares.
 const DIGITS: usize = 3;
-
-/// Stands for what was not measured.
-const NONE: &str = "-";
 
 /// What each format cost over all prompts, in a line.
 pub(super) fn notes(summary: &Summary) -> Vec<String> {
@@ -46,40 +40,41 @@ pub(super) fn notes(summary: &Summary) -> Vec<String> {
 }
 
 /// Every lossy arm beside the one that differs from it in nothing but the wire format.
-pub(super) fn section(summary: &Summary) -> String {
-    let mut table = Builder::default();
-    table.push_record([
-        "prompt",
-        "tokens",
-        "arm",
+pub(super) fn section(summary: &Summary) -> Vec<Block> {
+    let table = table(summary);
+    match table.is_empty() {
+        true => Vec::new(),
+        false => vec![Block::Table(table), Block::text(TABLE_NOTE)],
+    }
+}
+
+/// What lossy means, and how its cost is measured.
+const TABLE_NOTE: &str = "Lossy: decode starts from another cache than prefill left, so the answers of these arms are in \
+     no check of outputs. What that costs is measured by teacher forcing on the prefill node, \
+     untimed: the single arm's tokens from the exact cache and from the quantised one, KL(single || \
+     lossy) over the whole vocabulary at every step after the first token.";
+
+fn table(summary: &Summary) -> Table {
+    let figures = [
         "MB sent",
         "instead of",
-        "exposed ms",
+        "exposed\nms",
         "instead of",
-        "E2E ms",
+        "E2E\nms",
         "instead of",
-        "KL mean nats",
-        "KL max nats",
+        "KL mean\nnats",
+        "KL max\nnats",
         "same best token",
         "equal greedy tokens",
-    ]);
-    let mut rows = 0;
+    ];
+    let lead = [words("prompt"), numbers("tokens"), words("arm")];
+    let mut table = Table::new(lead.into_iter().chain(figures.map(numbers)));
     for case in &summary.cases {
         for arm in case.arms.iter().filter(|arm| arm.is_lossy()) {
-            table.push_record(row(case, arm));
-            rows += 1;
+            table.push(row(case, arm));
         }
     }
-    if rows == 0 {
-        return String::new();
-    }
-    let mut table = table.build();
     table
-        .with(Style::markdown())
-        .with(Modify::new(Columns::new(1..)).with(Alignment::right()));
-    format!(
-        "{table}\n\nLossy: decode starts from another cache than prefill left, so the answers of these arms are in no check of outputs. What that costs is measured by teacher forcing on the prefill node, untimed: the single arm's tokens from the exact cache and from the quantised one, KL(single || lossy) over the whole vocabulary at every step after the first token.\n"
-    )
 }
 
 fn row(case: &SummaryCase, arm: &SummaryArm) -> Vec<String> {
@@ -88,7 +83,7 @@ fn row(case: &SummaryCase, arm: &SummaryArm) -> Vec<String> {
     let megabytes = |arm: &SummaryArm| significant(arm.wire_bytes as f64 / 1e6, DIGITS);
     let median = |figure: Option<Figure>| or_none(figure.map(|f| f.median));
     vec![
-        tables::cell(&case.prompt),
+        case.prompt.clone(),
         case.prompt_tokens.to_string(),
         tables::name(case, arm, " "),
         megabytes(arm),
@@ -126,8 +121,8 @@ mod tests {
     fn what_is_saved_stands_beside_what_it_costs() {
         let case = with_int8(usual_case(512));
         let summary = Summary::of(&record(vec![case]));
-        let section = section(&summary);
-        let row: Vec<&str> = section
+        let table = table(&summary).to_markdown();
+        let row: Vec<&str> = table
             .lines()
             .nth(2)
             .unwrap()
@@ -162,8 +157,8 @@ mod tests {
         case.lossy.clear();
         case.samples.retain(|s| s.is_lossy());
         let summary = Summary::of(&record(vec![case]));
-        let section = section(&summary);
-        let row = section.lines().nth(2).unwrap();
+        let table = table(&summary).to_markdown();
+        let row = table.lines().nth(2).unwrap();
         let dashes = row.split('|').filter(|cell| cell.trim() == NONE);
         assert_eq!(dashes.count(), 7, "{row}");
         assert!(notes(&summary).is_empty());

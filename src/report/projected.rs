@@ -6,7 +6,9 @@ use tabled::settings::object::Columns;
 use tabled::settings::{Alignment, Modify, Padding, Style};
 
 use super::charts::savings::{of_longest, range};
+use super::document::Block;
 use super::number::{one_line, significant};
+use super::table::{Table, numbers, words};
 use crate::link::Fit;
 use crate::metrics::{Record, Transfer};
 use crate::model::published::PublishedShape;
@@ -99,47 +101,38 @@ pub fn fit_note(fit: &Fit) -> String {
     )
 }
 
-/// What every transport on every line saves a prompt in one mode, as a Markdown table.
-fn savings_table(outlook: &Outlook, transfer: Transfer) -> String {
-    let mut builder = Builder::default();
-    let heads = Transport::ALL.map(|t| t.to_string());
-    builder.push_record([format!("{transfer}, ms saved")].into_iter().chain(heads));
+/// What every transport on every line saves a prompt in one mode.
+fn savings_table(outlook: &Outlook, transfer: Transfer) -> Table {
+    let first = words(format!("{transfer}, ms saved"));
+    let heads = Transport::ALL.map(|t| numbers(t.to_string()));
+    let mut table = Table::new([first].into_iter().chain(heads));
     let rows = (outlook.projections).chunk_by(|a, b| a.line_rate_gbps == b.line_rate_gbps);
     for row in rows {
         let rate = row.first().and_then(|p| p.line_rate_gbps).unwrap_or(0.0);
         let ranges = row.iter().map(|p| range(p.of(transfer).saving_ms));
-        builder.push_record([format!("{rate} Gbit/s")].into_iter().chain(ranges));
+        table.push([format!("{rate} Gbit/s")].into_iter().chain(ranges));
     }
-    let mut table = builder.build();
     table
-        .with(Style::markdown())
-        .with(Modify::new(Columns::new(1..)).with(Alignment::right()));
-    table.to_string()
 }
 
 /// The section of a report.
-pub(super) fn section(record: &Record, projected: &Projected) -> String {
-    let mut text = String::new();
-    if let Some(fit) = record.link.as_ref().and_then(|l| l.fit.as_ref()) {
-        text += &format!("{}\n\n", fit_note(fit));
-    }
-    for note in projected.notes() {
-        text += &format!("{note}\n\n");
-    }
+pub(super) fn section(record: &Record, projected: &Projected) -> Vec<Block> {
+    let fit = record.link.as_ref().and_then(|l| l.fit.as_ref());
+    let notes = fit.map(fit_note).into_iter().chain(projected.notes());
+    let mut blocks: Vec<Block> = notes.map(Block::text).collect();
     let (Some(outlook), Ok(sources)) = (of_longest(&projected.outlooks), sources()) else {
-        return text;
+        return blocks;
     };
     for mode in &outlook.measured.modes {
-        text += &format!("{}\n\n", savings_table(outlook, mode.transfer));
+        blocks.push(Block::Table(savings_table(outlook, mode.transfer)));
     }
-    text += &format!(
+    blocks.push(Block::text(format!(
         "Projected, low to high, against the same mode as measured, at {} prompt tokens. TCP is the \
-         fit of the run's link held to the line; the others are from:\n\n",
+         fit of the run's link held to the line; the others are from:",
         outlook.prompt_tokens
-    );
-    text + &(sources.iter())
-        .map(|s| format!("- {s}\n"))
-        .collect::<String>()
+    )));
+    blocks.push(Block::list(sources));
+    blocks
 }
 
 /// What `project` shows of a prompt on a terminal: every transport on every line.

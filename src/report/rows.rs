@@ -131,7 +131,8 @@ pub fn samples_jsonl(record: &Record) -> anyhow::Result<String> {
     Ok(lines?.join("\n"))
 }
 
-/// Every request as one line of comma-separated values under a line of names.
+/// Every request as one line of comma-separated values under a line of names, which
+/// docs/samples.md explains; empty without a request.
 pub fn samples_csv(record: &Record) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     for row in rows(record) {
@@ -156,6 +157,17 @@ mod tests {
         let csv = samples_csv(&record).unwrap();
         assert_eq!(csv.lines().count(), requests + 1);
         assert!(csv.starts_with("prompt,prompt_tokens,output_tokens,arm,node"));
+    }
+
+    #[test]
+    fn every_column_is_documented() {
+        let csv = samples_csv(&record(vec![usual_case(128)])).unwrap();
+        let names = csv.lines().next().unwrap().split(',');
+        let documented: Vec<&str> = include_str!("../../docs/samples.md")
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .collect();
+        assert_eq!(documented, names.collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The tables of a run, for a terminal and for Markdown, and the summary of the prefill role.
+//! The tables of a run's figures, and the summary of the prefill role.
 //!
 //! Everything here is text made from a [`Summary`]; what it means is `verdict`'s.
 
@@ -6,14 +6,10 @@ mod pipeline;
 
 pub use pipeline::pipeline_summary;
 
-use tabled::builder::Builder;
-use tabled::settings::formatting::AlignmentStrategy;
-use tabled::settings::object::{Columns, Rows};
-use tabled::settings::style::HorizontalLine;
-use tabled::settings::{Alignment, Modify, Padding, Style};
-
 use super::changes::CHANCE;
+use super::document::Block;
 use super::number::{count, one_line, significant};
+use super::table::{NONE, Table, numbers, words};
 use crate::metrics::Arm;
 use crate::metrics::changes::SummaryChange;
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
@@ -21,9 +17,6 @@ use crate::stats::{Change, Figure};
 
 /// Significant digits of a table's figures.
 const DIGITS: usize = 4;
-
-/// Stands for what is not defined, such as the transfer of the single arm.
-const NONE: &str = "-";
 
 /// A column of figures.
 struct Column {
@@ -90,13 +83,12 @@ pub fn comparison_table(summary: &Summary, width: usize) -> String {
 }
 
 fn terminal_table(summary: &Summary, columns: &[&Column]) -> String {
-    let mut builder = Builder::default();
-    let heads = columns.iter().map(|c| c.head.join("\n"));
+    let heads = columns.iter().map(|c| numbers(c.head.join("\n")));
     let (first, last) = (
-        ["prompt\ntokens".to_owned(), "arm".to_owned()],
-        "± %\nE2E".to_owned(),
+        [numbers("prompt\ntokens"), words("arm")],
+        numbers("± %\nE2E"),
     );
-    builder.push_record(first.into_iter().chain(heads).chain([last]));
+    let mut table = Table::new(first.into_iter().chain(heads).chain([last]));
     for case in &summary.cases {
         let mut tokens = case.prompt_tokens.to_string();
         if case.arms.is_empty() {
@@ -104,12 +96,12 @@ fn terminal_table(summary: &Summary, columns: &[&Column]) -> String {
             let row = [tokens.clone(), "failed".to_owned()]
                 .into_iter()
                 .chain(nothing);
-            builder.push_record(row.chain([NONE.to_owned()]));
+            table.push(row.chain([NONE.to_owned()]));
         }
         for arm in &case.arms {
             let figures = columns.iter().map(|c| median((c.figure)(arm)));
             let row = [std::mem::take(&mut tokens), name(case, arm, "\n")];
-            builder.push_record(row.into_iter().chain(figures).chain([spread(arm.e2e_ms)]));
+            table.push(row.into_iter().chain(figures).chain([spread(arm.e2e_ms)]));
         }
         if let Some((single, split)) = pair(case) {
             let change = case.change(single, split);
@@ -120,44 +112,44 @@ fn terminal_table(summary: &Summary, columns: &[&Column]) -> String {
             let row = [String::new(), "ratio".to_owned()]
                 .into_iter()
                 .chain(ratios);
-            builder.push_record(row.chain([String::new()]));
+            table.push(row.chain([String::new()]));
         }
     }
-    let style = Style::empty().horizontals([(1, HorizontalLine::new('─'))]);
-    let mut table = builder.build();
-    table
-        .with(style)
-        .with(Padding::new(0, 2, 0, 0))
-        .with(AlignmentStrategy::PerLine)
-        .with(Modify::new(Columns::new(..)).with(Alignment::right()))
-        .with(Modify::new(Columns::one(1)).with(Alignment::left()))
-        .with(Modify::new(Rows::first()).with(Alignment::bottom()));
-    let lines = table.to_string();
-    lines
-        .lines()
-        .map(str::trim_end)
-        .collect::<Vec<_>>()
-        .join("\n")
+    table.to_terminal()
 }
 
-/// The same table in Markdown, with all columns, the prompts' names and the range of E2E.
-pub fn markdown_table(summary: &Summary) -> String {
-    let mut builder = Builder::default();
-    let heads = COLUMNS
-        .iter()
-        .map(|c| format!("{} {}", c.head[0], c.head[1]));
-    let first = ["prompt", "tokens", "arm", "n"].map(String::from);
-    let last = ["E2E 95% interval ms", "E2E min to max ms", "check"].map(String::from);
-    builder.push_record(first.into_iter().chain(heads).chain(last));
+/// The same table with all columns, the prompts' names and the range of E2E, and what there is to
+/// say of it.
+pub(super) fn section(summary: &Summary) -> Vec<Block> {
+    let table = figures_table(summary);
+    let notes = [samples_note(summary)].into_iter();
+    let notes = notes.chain(auto_notes(summary)).map(Block::text);
+    [Block::Table(table)].into_iter().chain(notes).collect()
+}
+
+fn figures_table(summary: &Summary) -> Table {
+    let lead = [
+        words("prompt"),
+        numbers("tokens"),
+        words("arm"),
+        numbers("n"),
+    ];
+    let figures = COLUMNS.iter().map(|c| numbers(c.head.join("\n")));
+    let last = [
+        numbers("E2E 95% interval\nms"),
+        numbers("E2E min to max\nms"),
+        words("check"),
+    ];
+    let mut table = Table::new(lead.into_iter().chain(figures).chain(last));
     for case in &summary.cases {
         let check = case.outputs.map_or(NONE.to_owned(), |o| o.to_string());
         let lead = |arm: String, n: String| {
-            [cell(&case.prompt), case.prompt_tokens.to_string(), arm, n].into_iter()
+            [case.prompt.clone(), case.prompt_tokens.to_string(), arm, n].into_iter()
         };
         if case.arms.is_empty() {
             let nothing = COLUMNS.iter().map(|_| NONE.to_owned());
             let last = [NONE.to_owned(), NONE.to_owned(), check.clone()];
-            builder.push_record(lead("failed".into(), "0".into()).chain(nothing).chain(last));
+            table.push(lead("failed".into(), "0".into()).chain(nothing).chain(last));
         }
         for arm in &case.arms {
             let figures = COLUMNS.iter().map(|c| median((c.figure)(arm)));
@@ -171,21 +163,10 @@ pub fn markdown_table(summary: &Summary) -> String {
             let range = range(arm.e2e_ms.map(|f| (f.min, f.max)));
             let n = arm.e2e_ms.map_or(0, |f| f.n).to_string();
             let row = lead(name(case, arm, " "), n).chain(figures);
-            builder.push_record(row.chain([interval, range, check.clone()]));
+            table.push(row.chain([interval, range, check.clone()]));
         }
     }
-    let mut table = builder.build();
     table
-        .with(Style::markdown())
-        .with(Modify::new(Columns::new(1..)).with(Alignment::right()));
-    format!("{table}\n\n{}\n", samples_note(summary))
-}
-
-/// Text that may stand in a cell of a Markdown table.
-pub(super) fn cell(text: &str) -> String {
-    one_line(text, 120)
-        .replace('\\', "\\\\")
-        .replace('|', "\\|")
 }
 
 fn median(figure: Option<Figure>) -> String {
@@ -266,7 +247,7 @@ fn checks_note(summary: &Summary) -> Option<String> {
 }
 
 /// What `auto` picked, and whether its prediction held.
-pub fn auto_notes(summary: &Summary) -> Vec<String> {
+fn auto_notes(summary: &Summary) -> Vec<String> {
     let arms = (summary.cases.iter()).flat_map(|c| c.arms.iter().map(move |a| (c, a)));
     arms.filter_map(|(case, arm)| Some((case, arm, arm.auto?)))
         .map(|(case, arm, auto)| {

@@ -168,6 +168,7 @@ pub struct Auth {
 
 /// Element type of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum KvDtype {
     /// IEEE single.

@@ -32,6 +32,7 @@ const UNACKNOWLEDGED_LIMIT: Duration = Duration::from_secs(60);
 
 /// One TCP connection as the kernel reports it after it was set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SocketFacts {
     /// Our address.
     pub local: SocketAddr,
@@ -53,6 +54,7 @@ pub struct SocketFacts {
 
 /// What the kernel has counted on one TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TcpInfo {
     /// Smoothed round trip.
     pub rtt_us: u32,

@@ -1,11 +1,12 @@
 //! Points over two axes: what charts of one quantity over another share.
 
-use plotters::element::{Circle, PathElement};
+use plotters::element::{Circle, DashedPathElement, PathElement};
 use plotters::style::{Color, RGBColor};
 
+use super::scale::Scale;
 use super::{
-    Area, BODY, Chart, Entry, FAINT, INK, MARGIN, Painted, SMALL, Size, WIDTH, draw, legend,
-    legend_height, line, plain, text, ticks,
+    Area, BODY, Chart, Entry, FAINT, INK, MARGIN, Mark, Painted, SMALL, Size, WIDTH, draw, legend,
+    legend_height, line, plain, text,
 };
 use crate::report::number::significant;
 use crate::stats::Figure;
@@ -15,10 +16,6 @@ const RIGHT: i32 = WIDTH - 64;
 const PLOT: i32 = 280;
 const BELOW: i32 = 70;
 
-/// An axis is logarithmic where its values span more than this.
-const LOG_FROM: f64 = 8.0;
-/// As above, for axes that could start at zero, which says more.
-const LOG_FROM_ZERO: f64 = 30.0;
 /// With more points than this, their values are not written beside them.
 const LABELLED_POINTS: usize = 8;
 /// Space between labels, in pixels.
@@ -29,7 +26,19 @@ pub(super) struct Series {
     pub(super) entry: Entry,
     /// By x.
     pub(super) points: Vec<(f64, Figure)>,
+    /// Whether a line runs through them.
+    pub(super) is_line: bool,
 }
+
+/// A line that is no measurement, behind the series.
+pub(super) struct Curve {
+    pub(super) entry: Entry,
+    /// Its value at x; none where it is not defined.
+    pub(super) at: Box<dyn Fn(f64) -> Option<f64>>,
+}
+
+/// Places along the x axis at which a curve is looked up.
+const CURVE_SAMPLES: u32 = 160;
 
 /// What a chart is called and how its axes are.
 pub(super) struct Axes {
@@ -45,79 +54,57 @@ pub(super) struct Axes {
     pub(super) y_at_least: f64,
     /// Whether y may be logarithmic; zeros cannot be.
     pub(super) y_may_be_log: bool,
+    /// The x axis reaches from and to at least these.
+    pub(super) x_at_least: Option<(f64, f64)>,
+    /// Whether the ticks of x are the values that occur, or round ones.
+    pub(super) x_ticks: Ticks,
 }
 
-/// Pixels of values.
-#[derive(Clone, Copy)]
-struct Scale {
-    from: f64,
-    to: f64,
-    is_log: bool,
-    pixels: (i32, i32),
+/// Which values are written at an axis.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ticks {
+    /// Those that occur.
+    Occurring,
+    /// Round ones.
+    Round,
 }
 
-impl Scale {
-    fn at(&self, value: f64) -> i32 {
-        let measure = |v: f64| if self.is_log { v.ln() } else { v };
-        let (from, to) = (measure(self.from), measure(self.to));
-        let share = ((measure(value) - from) / (to - from)).clamp(0.0, 1.0);
-        let (start, end) = self.pixels;
-        start + (share * f64::from(end - start)).round() as i32
-    }
-
-    /// Values with some room on both sides.
-    fn around(min: f64, max: f64, pixels: (i32, i32)) -> Self {
-        let is_log = min > 0.0 && max / min > LOG_FROM;
-        let (from, to) = match (is_log, max > min) {
-            (true, _) => (min / 1.15, max * 1.15),
-            (false, true) => (min - 0.06 * (max - min), max + 0.06 * (max - min)),
-            (false, false) => (min - 1.0, max + 1.0),
-        };
-        Self {
-            from,
-            to,
-            is_log,
-            pixels,
-        }
-    }
-
-    fn ticks(&self) -> Vec<f64> {
-        if !self.is_log {
-            return ticks(self.to);
-        }
-        let decades = self.from.log10().floor() as i32..=self.to.log10().ceil() as i32;
-        let all = decades.flat_map(|d| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(d)));
-        let inside: Vec<f64> = all.filter(|t| (self.from..=self.to).contains(t)).collect();
-        match inside.len() {
-            0..=9 => inside,
-            _ => inside.into_iter().step_by(3).collect(),
-        }
-    }
-}
-
-/// A chart of series; `None` without a point.
-pub(super) fn chart(axes: Axes, series: &[Series]) -> Option<Chart> {
+/// A chart of series over curves; `None` without a point.
+pub(super) fn chart(axes: Axes, series: &[Series], curves: &[Curve]) -> Option<Chart> {
     let points = || series.iter().flat_map(|s| &s.points);
     let least = |values: &mut dyn Iterator<Item = f64>| values.min_by(f64::total_cmp);
     let most = |values: &mut dyn Iterator<Item = f64>| values.max_by(f64::total_cmp);
     let x_min = least(&mut points().map(|(x, _)| *x))?;
     let x_max = most(&mut points().map(|(x, _)| *x))?;
-    let y_min = least(&mut points().map(|(_, f)| f.min))?;
-    let y_max = most(&mut points().map(|(_, f)| f.max))?.max(axes.y_at_least);
-    let entries: Vec<Entry> = series.iter().map(|s| s.entry.clone()).collect();
+    let (x_min, x_max) = match axes.x_at_least {
+        Some((from, to)) => (x_min.min(from), x_max.max(to)),
+        None => (x_min, x_max),
+    };
+    let x = Scale::around(x_min, x_max, (LEFT, RIGHT));
+    let lines: Vec<Vec<(f64, f64)>> = (curves.iter())
+        .map(|curve| {
+            let points = x.samples(CURVE_SAMPLES);
+            points
+                .filter_map(|at| Some((at, (curve.at)(at)?)))
+                .collect()
+        })
+        .collect();
+    let drawn = || lines.iter().flatten().map(|(_, y)| *y);
+    let y_min = least(&mut points().map(|(_, f)| f.min).chain(drawn()))?;
+    let y_max = most(&mut points().map(|(_, f)| f.max).chain(drawn()))?.max(axes.y_at_least);
+    let entries = series.iter().map(|s| &s.entry);
+    let entries: Vec<Entry> = (entries.chain(curves.iter().map(|c| &c.entry)))
+        .cloned()
+        .collect();
     let top = 106 + legend_height(&entries);
     let bottom = top + PLOT;
-    let x = Scale::around(x_min, x_max, (LEFT, RIGHT));
-    let is_log = axes.y_may_be_log && y_min > 0.0 && y_max / y_min > LOG_FROM_ZERO;
-    let y = Scale {
-        from: if is_log { y_min / 1.5 } else { 0.0 },
-        to: if is_log { y_max * 1.8 } else { y_max * 1.15 },
-        is_log,
-        pixels: (bottom, top),
-    };
+    let y = Scale::up_to(y_min, y_max, axes.y_may_be_log, (bottom, top));
     let mut xs: Vec<f64> = points().map(|(x, _)| *x).collect();
     xs.sort_by(f64::total_cmp);
     xs.dedup();
+    if axes.x_ticks == Ticks::Round {
+        xs = x.ticks();
+    }
     let count = points().count();
     draw(
         axes.file,
@@ -132,6 +119,9 @@ pub(super) fn chart(axes: Axes, series: &[Series]) -> Option<Chart> {
             draw_x(area, x, &xs, axes.x_text, bottom)?;
             let middle = ((LEFT + RIGHT) / 2, bottom + 50);
             text(area, axes.x_label, middle, BODY.centred())?;
+            for (curve, line) in curves.iter().zip(&lines) {
+                draw_curve(area, curve, line, x, y)?;
+            }
             for (i, series) in series.iter().enumerate() {
                 draw_series(area, series, x, y)?;
                 if i == 0 && count <= LABELLED_POINTS {
@@ -178,11 +168,21 @@ fn draw_x(
     Ok(())
 }
 
+fn draw_curve(area: &Area, curve: &Curve, line: &[(f64, f64)], x: Scale, y: Scale) -> Painted {
+    let at = |(value, result): &(f64, f64)| (x.at(*value), y.at(*result));
+    let path: Vec<(i32, i32)> = line.iter().map(at).collect();
+    let style = curve.entry.colour.stroke_width(2);
+    match curve.entry.mark {
+        Mark::Dashed => area.draw(&DashedPathElement::new(path, 7, 5, style)),
+        _ => area.draw(&PathElement::new(path, style)),
+    }
+}
+
 fn draw_series(area: &Area, series: &Series, x: Scale, y: Scale) -> Painted {
     let colour: RGBColor = series.entry.colour;
     let at = |(value, figure): &(f64, Figure)| (x.at(*value), y.at(figure.median));
     let path: Vec<(i32, i32)> = series.points.iter().map(at).collect();
-    if path.len() > 1 {
+    if series.is_line && path.len() > 1 {
         area.draw(&PathElement::new(path.clone(), colour.stroke_width(2)))?;
     }
     for ((_, figure), at) in series.points.iter().zip(path) {
@@ -192,9 +192,9 @@ fn draw_series(area: &Area, series: &Series, x: Scale, y: Scale) -> Painted {
             (at.0, y.at(figure.max)),
             colour,
         )?;
-        match series.entry.is_hollow {
-            true => area.draw(&Circle::new(at, 8, colour.stroke_width(2)))?,
-            false => area.draw(&Circle::new(at, 4, colour.filled()))?,
+        match series.entry.mark {
+            Mark::Ring => area.draw(&Circle::new(at, 8, colour.stroke_width(2)))?,
+            _ => area.draw(&Circle::new(at, 4, colour.filled()))?,
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 use super::*;
-use crate::metrics::{Arm, Case, Node, Record};
+use crate::metrics::{Arm, Case, Event, EventName, Node, Record, Sample};
 use crate::projection::{LINE_RATES_GBPS, outlooks};
-use crate::report::fixture::{Times, case, failed, record, usual_case};
+use crate::report::fixture::{Times, case, failed, interference, record, usual_case};
 
 fn summary(cases: Vec<Case>) -> Summary {
     Summary::of(&record(cases))
@@ -13,7 +13,7 @@ fn charts(cases: Vec<Case>) -> Vec<Chart> {
 
 fn charts_of(record: &Record) -> Vec<Chart> {
     let outlooks = outlooks(record, None, &LINE_RATES_GBPS).unwrap_or_default();
-    all(&Summary::of(record), &outlooks)
+    all(record, &Summary::of(record), &outlooks)
 }
 
 /// Every value of an attribute of a kind of element.
@@ -106,6 +106,18 @@ fn ticks_are_round_and_few() {
     assert_eq!(ticks(f64::NAN), [0.0]);
 }
 
+#[test]
+fn ticks_are_told_apart() {
+    for (ticks, wanted) in [
+        (vec![0.0, 500.0, 1000.0], ["0", "500", "1000"]),
+        (vec![0.06, 0.065, 0.07], ["0.060", "0.065", "0.070"]),
+        (vec![1.2, 1.4, 1.6], ["1.2", "1.4", "1.6"]),
+    ] {
+        assert_eq!(scale::texts(&ticks), wanted);
+    }
+    assert_eq!(scale::texts(&[3.0]), ["3"]);
+}
+
 /// Texts of a picture with the pixels they reach from and to, in a wide font.
 fn texts(svg: &str) -> Vec<(String, f64, f64)> {
     let mut lines = svg.lines();
@@ -190,6 +202,7 @@ fn nothing_is_cut_at_the_edges() {
     for (i, cases) in hard_cases().into_iter().enumerate() {
         let mut record = record(cases);
         record.model.name = "a model with a name that is longer than any line may be".repeat(2);
+        record.interference = Some(interference());
         for chart in charts_of(&record) {
             for (text, from, to) in texts(&chart.svg) {
                 let is_inside = from >= 0.0 && to <= f64::from(WIDTH);
@@ -211,20 +224,193 @@ fn nothing_is_cut_at_the_edges() {
 #[test]
 fn charts_come_with_what_they_show() {
     let files = |cases| -> Vec<&str> { charts(cases).iter().map(|c| c.file).collect() };
-    let every = ["phases.svg", "overhead.svg", "bandwidth.svg", "savings.svg"];
+    let every = [
+        "phases.svg",
+        "gantt.svg",
+        "overhead.svg",
+        "bandwidth.svg",
+        "predicted.svg",
+        "break-even.svg",
+        "savings.svg",
+    ];
     assert_eq!(files(vec![usual_case(128)]), every);
+    let mut watched = record(vec![]);
+    watched.interference = Some(interference());
+    let watched: Vec<&str> = charts_of(&watched).iter().map(|c| c.file).collect();
+    assert_eq!(watched, ["itl.svg"]);
     let mut single = usual_case(128);
     single.samples.retain(|s| s.arm == Arm::Single);
     assert_eq!(files(vec![single]), ["phases.svg"]);
     assert!(files(vec![]).is_empty());
-    let none = Times {
-        prefill_ns: 1_000_000,
-        step_ns: 1_000_000,
-        ..Times::default()
-    };
+    let mut unfitted = record(vec![usual_case(128)]);
+    unfitted.link.as_mut().unwrap().fit = None;
+    let unfitted: Vec<&str> = charts_of(&unfitted).iter().map(|c| c.file).collect();
     assert_eq!(
-        files(vec![case("none", 128, 20, none)]),
-        ["phases.svg", "overhead.svg"]
+        unfitted,
+        ["phases.svg", "gantt.svg", "overhead.svg", "bandwidth.svg"]
+    );
+}
+
+/// A case whose caches went in a piece a layer, each landed when half of its way was over.
+fn in_pieces(mut case: Case) -> Case {
+    let sent = |s: &&mut Sample| s.arm == Arm::Split;
+    for sample in case.samples.iter_mut().filter(sent) {
+        let at = |name| sample.events.iter().find(|e| e.name == name).unwrap().t_ns;
+        let (from, to) = (
+            at(EventName::PieceOffered),
+            at(EventName::PieceAcknowledged),
+        );
+        let is_piece = |e: &Event| {
+            matches!(
+                e.name,
+                EventName::PieceOffered | EventName::PieceAcknowledged
+            )
+        };
+        sample.events.retain(|e| !is_piece(e));
+        for layer in 0..30 {
+            let start = from + (to - from) * u64::from(layer) / 30;
+            let end = from + (to - from) * u64::from(layer + 1) / 30;
+            for (clock, name, t_ns) in [
+                (Node::Prefill, EventName::PieceOffered, start),
+                (Node::Prefill, EventName::PieceAcknowledged, end),
+                // The zero of the decode node lies at `from`, less what its cache took.
+                (
+                    Node::Decode,
+                    EventName::PieceLanded,
+                    (start + end) / 2 - from,
+                ),
+            ] {
+                sample.events.push(Event {
+                    clock,
+                    name,
+                    layer: Some(layer),
+                    chunk: None,
+                    token_start: Some(0),
+                    stream: Some(0),
+                    t_ns,
+                });
+            }
+        }
+        let took = to - from;
+        let of_decode =
+            |e: &&mut Event| e.clock == Node::Decode && e.name != EventName::PieceLanded;
+        sample
+            .events
+            .iter_mut()
+            .filter(of_decode)
+            .for_each(|e| e.t_ns += took);
+    }
+    case
+}
+
+/// Rectangles of a colour.
+fn bars(svg: &str, colour: &str) -> usize {
+    let fill = format!("fill=\"{colour}\"");
+    svg.lines()
+        .filter(|l| l.starts_with("<rect ") && l.contains(&fill))
+        .count()
+}
+
+#[test]
+fn every_layer_is_computed_sent_and_landed() {
+    let chart = transfer_chart("gantt.svg", vec![in_pieces(usual_case(512))]);
+    let svg = &chart.svg;
+    // The whole request and its end, which the last layer reaches into; one is the legend's.
+    assert_eq!(bars(svg, "#0072B2"), 30 + 1 + 1);
+    assert_eq!(bars(svg, "#D55E00"), 2 * 30 + 1);
+    assert_eq!(bars(svg, "#56B4E9"), 2 * 30 + 1);
+    let texts: Vec<String> = texts(svg).into_iter().map(|(t, ..)| t).collect();
+    for part in ["layer 1", "30", "prefill node", "decode node", "2nd token"] {
+        assert!(texts.iter().any(|t| t == part), "{part}: {texts:?}");
+    }
+    let last = "the last layer is acknowledged 9.44 ms after prefill's end";
+    assert!(chart.caption.contains(last), "{}", chart.caption);
+    // Half of a piece, 0.16 ms, is what its clock may be off, and 100 ppm of the request for drift.
+    assert!(texts.iter().any(|t| t == "±0.28 ms"), "{texts:?}");
+}
+
+#[test]
+fn a_clock_that_contradicts_itself_places_nothing() {
+    let mut case = in_pieces(usual_case(512));
+    for sample in &mut case.samples {
+        let mut landed = (sample.events.iter_mut()).filter(|e| e.name == EventName::PieceLanded);
+        landed
+            .by_ref()
+            .take(1)
+            .for_each(|e| e.t_ns += 1_000_000_000);
+    }
+    let svg = transfer_chart("gantt.svg", vec![case]).svg;
+    assert!(svg.contains("its clock cannot be placed"), "{svg}");
+    assert_eq!(bars(&svg, "#56B4E9"), 1);
+}
+
+#[test]
+fn gaps_of_every_arm_are_drawn_to_their_peak() {
+    let mut record = record(vec![]);
+    record.interference = Some(interference());
+    let chart = charts_of(&record).remove(0);
+    let svg = &chart.svg;
+    assert!(svg.contains("a prompt of 512 tokens comes"), "{svg}");
+    // A line, a band and a legend each.
+    for colour in ["#D55E00", "#E69F00", "#0072B2"] {
+        assert_eq!(svg.matches(colour).count(), 3, "{colour}");
+    }
+    assert!(
+        chart
+            .caption
+            .contains("single, whole prompt 512 ms (undisturbed 10.0)"),
+        "{}",
+        chart.caption
+    );
+    // 10 to 512 ms are decades.
+    let texts: Vec<String> = texts(svg).into_iter().map(|(t, ..)| t).collect();
+    for tick in ["10", "20", "100", "500"] {
+        assert!(texts.iter().any(|t| t == tick), "{tick}: {texts:?}");
+    }
+}
+
+#[test]
+fn a_prediction_stands_on_its_line_where_it_was_right() {
+    let chart = transfer_chart("predicted.svg", vec![usual_case(128), usual_case(2048)]);
+    assert!(
+        chart.caption.contains("the worst is off by"),
+        "{}",
+        chart.caption
+    );
+    assert!(chart.svg.contains("bulk, from the link"), "{}", chart.svg);
+    assert_eq!(values(&chart.svg, "circle", "cx").len(), 2);
+}
+
+#[test]
+fn the_surface_has_a_cell_a_rate_and_length_and_the_own_link() {
+    let chart = transfer_chart("break-even.svg", vec![usual_case(128), usual_case(2048)]);
+    let cells = ["#E8E8E8", "#FBE0B0", "#E69F00", "#D55E00", "#56B4E9"];
+    let shown = cells.iter().filter(|c| bars(&chart.svg, c) > 0).count();
+    let all: usize = cells.iter().map(|c| bars(&chart.svg, c)).sum();
+    // One more of every colour is the legend's.
+    assert_eq!(all, 2 * 12 + shown, "{}", chart.svg);
+    // Two circles a mark, and the legend's.
+    assert_eq!(values(&chart.svg, "circle", "cx").len(), 2 * 2 + 1);
+    let answer = "at 2048 prompt tokens in bulk from 25 Gbit/s on";
+    assert!(chart.caption.contains(answer), "{}", chart.caption);
+    assert!(
+        chart.caption.contains("this run's link, 10.0 Gbit/s"),
+        "{}",
+        chart.caption
+    );
+}
+
+#[test]
+fn what_the_link_can_do_stands_behind_what_requests_got() {
+    let chart = transfer_chart("bandwidth.svg", vec![usual_case(128), usual_case(2048)]);
+    assert!(
+        chart.svg.contains("its ceiling, 10.0 Gbps"),
+        "{}",
+        chart.svg
+    );
+    assert!(
+        chart.svg.matches("<polyline ").count() > 20,
+        "a curve and a dashed line"
     );
 }
 

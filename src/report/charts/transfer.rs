@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use plotters::style::RGBColor;
 
-use super::axes::{self, Axes, Series};
-use super::{BLUE, Chart, Entry, GREEN, ORANGE, PURPLE, SKY, VERMILION};
-use crate::metrics::Arm;
+use super::axes::{self, Axes, Curve, Series, Ticks};
+use super::{BLUE, Chart, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, SKY, VERMILION};
+use crate::link::Fit;
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
+use crate::metrics::{Arm, Record};
 use crate::report::number::{one_line, significant};
 use crate::stats::Figure;
+use crate::wire::MAX_PIECE_BYTES;
 
 /// Colours of the ways of transferring, in the order in which they occur.
 const COLOURS: [RGBColor; 6] = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY];
@@ -35,7 +37,7 @@ fn ways(summary: &Summary) -> BTreeMap<String, Vec<(&SummaryCase, &SummaryArm)>>
 fn series(
     summary: &Summary,
     name: &str,
-    is_hollow: bool,
+    mark: Mark,
     point: impl Fn(&SummaryCase, &SummaryArm) -> Option<(f64, Figure)>,
 ) -> Vec<Series> {
     let ways = ways(summary);
@@ -53,9 +55,13 @@ fn series(
             let entry = Entry {
                 name,
                 colour: COLOURS[i % COLOURS.len()],
-                is_hollow,
+                mark,
             };
-            (!points.is_empty()).then_some(Series { entry, points })
+            (!points.is_empty()).then_some(Series {
+                entry,
+                points,
+                is_line: true,
+            })
         })
         .collect()
 }
@@ -68,11 +74,11 @@ pub(super) fn overhead(summary: &Summary) -> Option<Chart> {
     let mut all = series(
         summary,
         "exposed: the request waited for it",
-        false,
+        Mark::Filled,
         exposed,
     );
     let worst = highest(&all)?;
-    for mut series in series(summary, "wire busy", true, busy) {
+    for mut series in series(summary, "wire busy", Mark::Ring, busy) {
         // With one way of transferring, the second colour is free for it.
         if all.len() == 1 {
             series.entry.colour = BLUE;
@@ -92,18 +98,31 @@ pub(super) fn overhead(summary: &Summary) -> Option<Chart> {
         x_text: |tokens| format!("{tokens:.0}"),
         y_at_least: 1.0,
         y_may_be_log: false,
+        x_at_least: None,
+        x_ticks: Ticks::Occurring,
     };
-    axes::chart(axes, &all)
+    axes::chart(axes, &all, &[])
 }
 
-/// Effective Gbps over payload; `None` when no cache was sent.
-pub(super) fn bandwidth(summary: &Summary) -> Option<Chart> {
+/// Effective Gbps over payload, with what the link was fitted to do; `None` when no cache was sent.
+pub(super) fn bandwidth(record: &Record, summary: &Summary) -> Option<Chart> {
     let point = |_: &SummaryCase, a: &SummaryArm| Some((a.wire_bytes as f64, a.effective_gbps?));
-    let all = series(summary, "effective", false, point);
+    let all = series(summary, "effective", Mark::Filled, point);
     let best = highest(&all)?;
     let link = summary.link.as_ref().map_or(String::new(), |link| {
         let on = if link.loopback { "loopback" } else { "network" };
         format!("; {} over {on}", link.transport)
+    });
+    let fit = record.link.as_ref().and_then(|link| link.fit.as_ref());
+    let layers = u64::from(record.model.n_layers).max(1);
+    let payloads = all.iter().flat_map(|s| &s.points).map(|(bytes, _)| *bytes);
+    let largest = payloads.fold(0.0, f64::max) as u64;
+    let ceiling = fit.and_then(|fit| ceiling_gbps(fit, layers, largest));
+    let against = ceiling.map_or(String::new(), |ceiling| {
+        format!(
+            " The line is what transfers of that size were fitted to take back to back before the first request; they reach {} Gbps at most.",
+            significant(ceiling, 3)
+        )
     });
     let axes = Axes {
         file: "bandwidth.svg",
@@ -113,7 +132,7 @@ pub(super) fn bandwidth(summary: &Summary) -> Option<Chart> {
             model(summary)
         ),
         caption: format!(
-            "KV payload bits, as they were on the wire, over the time in which pieces were under way, in decimal gigabits; the best prompt reaches {} Gbps.",
+            "KV payload bits, as they were on the wire, over the time in which pieces were under way, in decimal gigabits; the best prompt reaches {} Gbps.{against}",
             significant(best, 3)
         ),
         x_label: "KV payload of a request",
@@ -121,8 +140,49 @@ pub(super) fn bandwidth(summary: &Summary) -> Option<Chart> {
         x_text: |bytes| format!("{} MB", significant(bytes / 1e6, 3)),
         y_at_least: 0.0,
         y_may_be_log: true,
+        x_at_least: fit.and_then(sizes),
+        x_ticks: Ticks::Occurring,
     };
-    axes::chart(axes, &all)
+    let curves = fit.map_or(Vec::new(), |fit| curves(fit, layers, ceiling));
+    axes::chart(axes, &all, &curves)
+}
+
+/// The smallest and the largest size that a fit was made of.
+fn sizes(fit: &Fit) -> Option<(f64, f64)> {
+    let (first, last) = (fit.sizes.first()?, fit.sizes.last()?);
+    Some((first.bytes as f64, last.bytes as f64))
+}
+
+/// The rate at which a fitted link carries so many bytes, cut as a request's cache is: every layer
+/// into as few pieces as it can be.
+fn fitted_gbps(fit: &Fit, layers: u64, bytes: u64) -> Option<f64> {
+    let pieces = layers * bytes.div_ceil(layers).div_ceil(MAX_PIECE_BYTES);
+    let ns = fit.transfer_ns(bytes, pieces);
+    (ns > 0.0).then(|| bytes as f64 * 8.0 / ns)
+}
+
+/// The highest rate of all sizes that a fit was made of, and of the largest payload of the run.
+fn ceiling_gbps(fit: &Fit, layers: u64, largest: u64) -> Option<f64> {
+    let sizes = fit.sizes.iter().map(|s| s.bytes).chain([largest]);
+    let rates = sizes.filter_map(|bytes| fitted_gbps(fit, layers, bytes));
+    rates.max_by(f64::total_cmp)
+}
+
+/// The fit over sizes, and its ceiling.
+fn curves(fit: &Fit, layers: u64, ceiling: Option<f64>) -> Vec<Curve> {
+    let fitted = fit.clone();
+    let mut curves = vec![Curve {
+        entry: Entry::new("link as fitted", GREY).drawn_as(Mark::Line),
+        at: Box::new(move |bytes| fitted_gbps(&fitted, layers, bytes.round() as u64)),
+    }];
+    if let Some(ceiling) = ceiling {
+        let name = format!("its ceiling, {} Gbps", significant(ceiling, 3));
+        curves.push(Curve {
+            entry: Entry::new(&name, GREY).drawn_as(Mark::Dashed),
+            at: Box::new(move |_| Some(ceiling)),
+        });
+    }
+    curves
 }
 
 fn highest(series: &[Series]) -> Option<f64> {

@@ -1,8 +1,9 @@
 //! The summary that the prefill role prints for each prompt.
 
-use super::{NONE, name};
+use super::name;
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::report::number::one_line;
+use crate::report::table::NONE;
 use crate::stats::Figure;
 
 /// The notebook's "Pipeline Summary (Prefill + Transfer)" of one case's split arm, its figures

@@ -90,7 +90,11 @@ fn failed_cases_are_rows() {
     assert!(table.contains("failed: 2 requests of prompt 512 tokens (512 tokens): peer closed\n"));
     assert!(table.contains("no request was measured"));
     assert!(!table.contains("check:"));
-    assert!(markdown_table(&summary).contains("| failed | 0 |"));
+    assert!(
+        figures_table(&summary)
+            .to_markdown()
+            .contains("| failed | 0 |")
+    );
 }
 
 #[test]
@@ -110,14 +114,18 @@ fn two_ways_of_an_arm_are_told_apart() {
     );
     assert!(!table.contains("ratio"), "{table}");
     assert!(widest(&table) <= 80, "{table}");
-    assert!(markdown_table(&summary).contains("single @decode"));
+    assert!(
+        figures_table(&summary)
+            .to_markdown()
+            .contains("single @decode")
+    );
 }
 
 #[test]
 fn markdown_keeps_its_columns() {
     let mut case = usual_case(512);
     case.prompt = "a | b\\".into();
-    let table = markdown_table(&Summary::of(&record(vec![case])));
+    let table = figures_table(&Summary::of(&record(vec![case]))).to_markdown();
     println!("{table}");
     assert!(table.contains(r"| a \| b\\ "), "{table}");
     let bars = |l: &str| l.replace(r"\|", "").matches('|').count();

@@ -8,6 +8,7 @@ use super::KvDtype;
 
 /// Element type of pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum WireDtype {
     /// IEEE single.
