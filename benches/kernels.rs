@@ -1,12 +1,14 @@
 //! The vector kernels on the default model's widths, each beside the loop that it stands for as
 //! the compiler makes it for any machine of this architecture.
 //!
-//! Run with `cargo bench --bench kernels`; one thread. What a kernel gains here is why it exists.
+//! Run with `cargo bench --bench kernels`; one thread, but for products with a packed matrix, which
+//! take those of candle's pool (`CANDLE_NUM_THREADS`). What a kernel gains here is why it exists.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use disagg_bench::model::kernels::{self, Partial};
+use disagg_bench::model::packed::{Activations, Kernel, NibbleBlock, PackedMatrix};
 use half::{bf16, f16};
 
 const HIDDEN: usize = 576;
@@ -182,5 +184,33 @@ fn dots(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, norm, swiglu, softmax, attention, widths, dots);
+/// A feed-forward matrix as bytes (Q8_0) and as nibbles (Q4_1), times a step's row and a query block.
+fn packed(criterion: &mut Criterion) {
+    let row = wave(HIDDEN);
+    let bytes = PackedMatrix::pack(FEED_FORWARD, HIDDEN, |_, values| {
+        values[..HIDDEN].copy_from_slice(&row);
+    });
+    let nibbles = PackedMatrix::pack_nibbles(FEED_FORWARD, HIDDEN, |row, block| {
+        NibbleBlock::from_q4_1(&std::array::from_fn(|i| (row + block + i * i) as u8 & 0x3f))
+    });
+    for (format, matrix) in [("bytes", bytes), ("nibbles", nibbles)] {
+        for n in [1, 64] {
+            let mut x = Activations::default();
+            x.quantise(&wave(n * HIDDEN), HIDDEN);
+            let mut out = vec![0.0; n * FEED_FORWARD];
+            let mut group = criterion.benchmark_group(format!("kernels/packed-{format}-by-{n}"));
+            for (name, kernel) in [("ours", Kernel::here()), ("plain", Kernel::Plain)] {
+                group.bench_function(name, |bencher| {
+                    bencher.iter(|| {
+                        matrix.multiply(kernel, black_box(&x), &mut out, FEED_FORWARD, 0);
+                    });
+                });
+            }
+        }
+    }
+}
+
+criterion_group!(
+    benches, norm, swiglu, softmax, attention, widths, dots, packed
+);
 criterion_main!(benches);

@@ -290,7 +290,7 @@ fn failures(summary: &Summary) -> Vec<String> {
 }
 
 /// Breaks a text between words into lines of at most `width` characters; longer words stay whole.
-pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {
