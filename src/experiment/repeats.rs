@@ -1,5 +1,6 @@
 //! When a prompt has been measured often enough.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::metrics::summary::Derivation;
@@ -8,6 +9,9 @@ use crate::metrics::{Case, Stopped, StoppedBy, width_pct};
 /// Deriving all figures again takes longer with every round: behind 20 rounds it is done once in
 /// so much of them.
 const LOOKS_SHARE: u32 = 20;
+
+/// Rounds after which an arm that has only failed is given up.
+const ROUNDS_OF_FAILURES: u32 = 3;
 
 /// Rounds of `--repeats auto`: until an interval is narrow or time is over.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,12 +57,18 @@ impl Rounds {
             Self::Until(..) if measured == 0 => None,
             Self::Until(wanted_pct, ends_at) => {
                 let is_over = Instant::now() >= ends_at;
-                if !is_over && !measured.is_multiple_of((measured / LOOKS_SHARE).max(1)) {
+                let is_hopeless = measured >= ROUNDS_OF_FAILURES && has_only_failures(case);
+                if !is_over
+                    && !is_hopeless
+                    && !measured.is_multiple_of((measured / LOOKS_SHARE).max(1))
+                {
                     return None;
                 }
                 let reached_pct = width_pct(case, derivation);
                 let by = if reached_pct.is_some_and(|reached| reached <= wanted_pct) {
                     StoppedBy::Interval
+                } else if is_hopeless {
+                    StoppedBy::Failures
                 } else if is_over {
                     StoppedBy::TimeBudget
                 } else {
@@ -75,9 +85,20 @@ impl Rounds {
     }
 }
 
+/// Whether an arm was measured and never succeeded: its interval would never come.
+fn has_only_failures(case: &Case) -> bool {
+    let mut arms: BTreeMap<_, bool> = BTreeMap::new();
+    for sample in case.samples.iter().filter(|s| !s.warmup) {
+        let key = (sample.arm, sample.transfer, sample.wire_dtype);
+        *arms.entry(key).or_default() |= sample.error.is_none();
+    }
+    arms.values().any(|has_succeeded| !has_succeeded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Arm;
     use crate::report::fixture::usual_case;
 
     const DERIVATION: Derivation = Derivation {
@@ -114,6 +135,18 @@ mod tests {
         assert!(
             late.to_string().starts_with("--time-budget ended it"),
             "{late}"
+        );
+        let mut failing = case.clone();
+        for sample in failing.samples.iter_mut().filter(|s| s.arm == Arm::Split) {
+            sample.error = Some("the peer closed the connection".into());
+        }
+        let patient = auto(1e-9, 3600);
+        assert_eq!(patient.end(2, &failing, &DERIVATION), None);
+        let hopeless = patient.end(3, &failing, &DERIVATION).flatten().unwrap();
+        assert_eq!(hopeless.by, StoppedBy::Failures);
+        assert!(
+            hopeless.to_string().contains("after 3 rounds"),
+            "{hopeless}"
         );
         // However short the time, one round is measured.
         assert_eq!(auto(2.0, 0).end(0, &case, &DERIVATION), None);

@@ -30,6 +30,8 @@ pub enum StoppedBy {
     Interval,
     /// The time is over.
     TimeBudget,
+    /// One of the arms has not had a single request that succeeded.
+    Failures,
 }
 
 impl std::fmt::Display for Stopped {
@@ -39,6 +41,11 @@ impl std::fmt::Display for Stopped {
             (StoppedBy::Interval, Some(reached)) => write!(
                 f,
                 "its interval of {reached:.2}% is within the {wanted_pct}% of --ci-width"
+            ),
+            (StoppedBy::Failures, _) => write!(
+                f,
+                "it ended after {} rounds in which every request of an arm failed",
+                self.repeats
             ),
             (_, Some(reached)) => write!(
                 f,

@@ -49,7 +49,7 @@ pub(super) enum Block {
     },
     Table(Table),
     Chart(Chart),
-    /// As it was typed.
+    /// As a shell takes it.
     Code {
         text: String,
     },

@@ -31,7 +31,12 @@ fn block_text(block: &Block) -> String {
             chart.file,
             escaped(&chart.caption)
         ),
-        Block::Code { text } => format!("```\n{}\n```\n", text.replace('`', "'")),
+        Block::Code { text } => {
+            // A fence is longer than any that the text has.
+            let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+            let fence = "`".repeat(longest.max(2) + 1);
+            format!("{fence}\n{text}\n{fence}\n")
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::charts;
 use super::document::{Block, DOUBTS, Document, Item};
 use super::number::{one_line, significant};
+use super::provenance;
 use super::table::{NONE, Table, numbers, words};
 use super::tables::name;
 use crate::compare::Comparison;
@@ -79,7 +80,12 @@ pub(super) fn document(runs: &[Named]) -> Document {
     let mut document = Document {
         title: format!("{} runs: {}", runs.len(), labels.join(", ")),
         sections: Vec::new(),
-        stamp: Vec::new(),
+        stamp: (runs.iter())
+            .flat_map(|run| {
+                let label = Block::text(format!("{}:", run.label));
+                [label].into_iter().chain(provenance::stamp(&run.record))
+            })
+            .collect(),
     };
     let findings = Block::List {
         items: runs.iter().map(finding).collect(),

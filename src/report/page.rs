@@ -3,7 +3,7 @@
 use anyhow::Context;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, context};
+use minijinja::{AutoEscape, Environment, HtmlEscape, Value, context};
 
 use super::definitions::DEFINITIONS;
 use super::document::{DOUBTS, Document};
@@ -16,6 +16,7 @@ const TEMPLATE: &str = include_str!("page.html");
 pub(super) fn written(document: &Document) -> anyhow::Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.add_filter("prose", prose);
     let context = context! {
         document => Serde(document),
         doubts => DOUBTS,
@@ -29,8 +30,22 @@ pub(super) fn written(document: &Document) -> anyhow::Result<String> {
         .context("the page of this build is broken")
 }
 
+/// Escaped text, with what stands between backticks as code.
+fn prose(text: &str) -> Value {
+    let parts: Vec<&str> = text.split('`').collect();
+    if parts.len().is_multiple_of(2) {
+        return Value::from_safe_string(HtmlEscape(text).to_string());
+    }
+    let written = parts.iter().enumerate().map(|(i, part)| match i % 2 {
+        0 => HtmlEscape(part).to_string(),
+        _ => format!("<code>{}</code>", HtmlEscape(part)),
+    });
+    Value::from_safe_string(written.collect())
+}
+
 #[cfg(test)]
 mod tests {
+    use super::prose;
     use crate::metrics::Record;
     use crate::metrics::summary::Summary;
     use crate::report::document;
@@ -82,6 +97,16 @@ mod tests {
         let page = page(&record);
         assert!(!page.contains("<script"), "{page}");
         assert!(page.contains("&lt;script&gt;"), "{page}");
+    }
+
+    #[test]
+    fn text_between_backticks_is_code_and_escaped_too() {
+        let written = |text| prose(text).to_string();
+        assert_eq!(
+            written("run `a <b>` & c"),
+            "run <code>a &lt;b&gt;</code> &amp; c"
+        );
+        assert_eq!(written("a lone ` <"), "a lone ` &lt;");
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub(super) fn run(record: &Record) -> Table {
 fn memory_text(memory: Memory) -> Option<String> {
     let (loaded, peak) = memory.loaded_bytes.zip(memory.peak_bytes)?;
     let mib = |bytes: u64| significant(bytes as f64 / f64::from(1 << 20), 4);
-    let needed = loaded + memory.cache_bytes;
+    let needed = loaded.saturating_add(memory.cache_bytes).max(1);
     Some(format!(
         "{} MiB loaded, {} MiB of KV caches, {} MiB at most ({:.2} of both)",
         mib(loaded),
@@ -195,10 +195,19 @@ fn or_unknown(text: Option<String>) -> String {
     text.unwrap_or_else(|| "unknown".to_owned())
 }
 
+/// An argument as a shell takes it for one.
+fn shell_word(argument: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=@%+".contains(c);
+    match !argument.is_empty() && argument.chars().all(is_plain) {
+        true => argument.to_owned(),
+        false => format!("'{}'", argument.replace('\'', "'\\''")),
+    }
+}
+
 /// The command and the revision that made the run.
 pub(super) fn stamp(record: &Record) -> Vec<Block> {
     let run = &record.run;
-    let argv: Vec<String> = run.argv.iter().map(|a| one_line(a, VALUE_CHARS)).collect();
+    let argv: Vec<String> = run.argv.iter().map(|a| shell_word(a)).collect();
     vec![
         Block::text(format!(
             "Made by disagg-bench {} (revision {}, {} build) with:",
@@ -208,4 +217,21 @@ pub(super) fn stamp(record: &Record) -> Vec<Block> {
             text: argv.join(" "),
         },
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_can_be_pasted_into_a_shell() {
+        for (argument, word) in [
+            ("--out=a/b_1.json", "--out=a/b_1.json"),
+            ("two words", "'two words'"),
+            ("it's `x`", "'it'\\''s `x`'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(argument), word);
+        }
+    }
 }

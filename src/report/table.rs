@@ -116,9 +116,12 @@ fn cell(text: &str) -> String {
     escaped(&one_line(&text, CELL_CHARS)).replace('|', "\\|")
 }
 
-/// Text that Markdown takes for no markup of HTML.
+/// Text on one line that Markdown takes for no HTML, link or picture.
 pub(super) fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('<', "\\<")
+    text.replace(['\n', '\r'], " ")
+        .replace('\\', "\\\\")
+        .replace('<', "\\<")
+        .replace("](", "]\\(")
 }
 
 #[cfg(test)]
@@ -137,6 +140,7 @@ mod tests {
         let wanted = "| arm | E2E ms | check |\n| --- | ---: | --- |\n\
                       | a \\| b\\\\ \\<c> | 9.8 | identical |\n| single | 1024 | - |\n";
         assert_eq!(table().to_markdown(), wanted);
+        assert_eq!(escaped("![i](http://x)\n# y"), "![i]\\(http://x) # y");
     }
 
     #[test]

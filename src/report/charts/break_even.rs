@@ -56,7 +56,7 @@ pub(super) fn chart(record: &Record) -> Option<Chart> {
         top + height * surfaces.len() as i32,
         "Where a split breaks even",
         &subtitle,
-        caption(&surfaces, longest),
+        caption(longest),
         |area| {
             legend(area, &entries, (MARGIN, 84))?;
             for (i, surface) in surfaces.iter().enumerate() {
@@ -199,20 +199,12 @@ fn change_text(change_pct: f64) -> String {
     }
 }
 
-/// What to see, with the answer for the longest prompt in every mode.
-fn caption(surfaces: &[Surface], longest: &Column) -> String {
-    let answers = surfaces.iter().filter_map(|surface| {
-        let column = surface.columns.last()?;
-        Some(match SURFACE_RATES_GBPS.get(rows_that_cost(column)) {
-            Some(rate) => format!("in {} from {rate} Gbit/s on", surface.transfer),
-            None => format!("in {} on none of these links", surface.transfer),
-        })
-    });
+/// What to see.
+fn caption(longest: &Column) -> String {
     format!(
-        "Projected: compute and fixed costs as this run measured them, with their scatter; only the rate of the link is another. Above the thick line a split costs less than {LATENCY_MATTERS_PCT}% of E2E: at {} prompt tokens {}. The circles are this run's link, {} Gbit/s there.",
-        longest.prompt_tokens,
-        answers.collect::<Vec<_>>().join(", "),
+        "Projected: compute and fixed costs as this run measured them, only the rate of the link is another. Every value is a middle estimate and as uncertain as the run's own change of E2E at that length, whose interval is in the table of changes: where that may be chance, so is the line. Above the thick line a split is estimated to cost less than {LATENCY_MATTERS_PCT}% of E2E. The circles are this run's link, {} Gbit/s at {} prompt tokens.",
         significant(longest.own_gbps, 3),
+        longest.prompt_tokens,
     )
 }
 

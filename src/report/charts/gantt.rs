@@ -50,7 +50,7 @@ pub(super) fn chart(record: &Record) -> Option<Chart> {
     let first = timelines.first()?;
     let panels: Vec<Panel> = timelines.iter().flat_map(panels).collect();
     let entries = [
-        Entry::new("layer computed", BLUE),
+        Entry::new("prefill, to the layer's K and V", BLUE),
         Entry::new("sent, until acknowledged", VERMILION),
         Entry::new("landed", SKY),
         Entry::new("handoff", PURPLE),
@@ -246,7 +246,7 @@ fn caption(timelines: &[Timeline]) -> String {
         )
     });
     format!(
-        "Each row is a layer: computed on the prefill node, then under way until its acknowledgement is back. {}. Its clock is placed by the messages of this request, none of the figures rests on it.",
+        "Each row is a layer: prefill from the K and V of the layer before to its own (the last one on to the logits), then under way until its acknowledgement is back. {}. Its clock is placed by the messages of this request, none of the figures rests on it.",
         modes.collect::<Vec<_>>().join("; ")
     )
 }

@@ -128,7 +128,8 @@ fn draw_axes(area: &Area, x: Scale, y: Scale, bottom: i32) -> Painted {
 
 /// Where the other prompt comes.
 fn draw_arrival(area: &Area, all: &Interference, x: Scale, (top, bottom): (i32, i32)) -> Painted {
-    let at = x.at(f64::from(all.comes_after_tokens));
+    // Between the last token before it and the one whose gap it makes.
+    let at = x.at(f64::from(all.comes_after_tokens) - 0.5);
     line(area, (at, top), (at, bottom), INK)?;
     let label = format!("a prompt of {} tokens comes", all.newcomer_prompt_tokens);
     let half = Size::Small.width(&label) / 2;

@@ -151,6 +151,15 @@ fn bandwidth(runs: &[Named]) -> Option<Chart> {
     axes::chart(axes, &all, &[])
 }
 
+/// Of a mode, the same in every chart of several runs.
+fn colour(mode: Transfer) -> RGBColor {
+    match mode {
+        Transfer::Bulk => VERMILION,
+        Transfer::Layered => BLUE,
+        Transfer::Auto => ORANGE,
+    }
+}
+
 /// Overhead over the rate that each run's link was fitted to, for the longest prompt that all runs
 /// have; `None` where their links are alike.
 fn by_link(runs: &[Named]) -> Option<Chart> {
@@ -180,12 +189,11 @@ fn by_link(runs: &[Named]) -> Option<Chart> {
     if fastest < OTHER_LINK * slowest {
         return None;
     }
-    let all = by_mode.into_iter().zip([VERMILION, BLUE, ORANGE]);
-    let all: Vec<Series> = all
-        .map(|((mode, mut points), colour)| {
+    let all: Vec<Series> = (by_mode.into_iter())
+        .map(|(mode, mut points)| {
             points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
             Series {
-                entry: Entry::new(&mode.to_string(), colour),
+                entry: Entry::new(&mode.to_string(), colour(mode)),
                 points,
                 is_line: true,
             }
@@ -231,10 +239,9 @@ fn predictions(runs: &[Named]) -> Option<Chart> {
             }
         }
     }
-    let all = by_mode.into_iter().zip([VERMILION, BLUE]);
-    let all = all.filter_map(|((mode, points), colour)| {
-        predicted::series(&mode.to_string(), colour, points)
-    });
+    let all = by_mode
+        .into_iter()
+        .filter_map(|(mode, points)| predicted::series(&mode.to_string(), colour(mode), points));
     let all: Vec<Series> = all.collect();
     let caption = format!(
         "A point a run, prompt and mode: the compute that {} measured, over the link as each other run fitted it before its first request.",

@@ -106,7 +106,7 @@ fn bar() -> Vec<Curve> {
     };
     vec![
         times("as predicted", 1.0, Mark::Dashed),
-        times("10% more", 1.0 / (1.0 - BAR), Mark::Line),
-        times("10% less", 1.0 / (1.0 + BAR), Mark::Line),
+        times("said 10% too little", 1.0 / (1.0 - BAR), Mark::Line),
+        times("said 10% too much", 1.0 / (1.0 + BAR), Mark::Line),
     ]
 }

@@ -5,6 +5,9 @@ const LOG_FROM: f64 = 8.0;
 /// As above, for axes that could start at zero, which says more.
 const LOG_FROM_ZERO: f64 = 30.0;
 
+/// Ticks of a file that makes no sense may be equal, and nothing tells those apart.
+const MOST_DECIMALS: f64 = 9.0;
+
 /// Pixels of values.
 #[derive(Clone, Copy)]
 pub(super) struct Scale {
@@ -98,7 +101,7 @@ pub(super) fn texts(ticks: &[f64]) -> Vec<String> {
     let step = ticks.windows(2).map(|pair| pair[1] - pair[0]);
     let least = step.min_by(f64::total_cmp).unwrap_or(1.0);
     // A step of 0.2 that was added up may be a little less.
-    let decimals = (-(least * 1.001).log10().floor()).max(0.0) as usize;
+    let decimals = (-(least * 1.001).log10().floor()).clamp(0.0, MOST_DECIMALS) as usize;
     ticks
         .iter()
         .map(|tick| format!("{tick:.decimals$}"))
@@ -126,4 +129,17 @@ fn linear_ticks(from: f64, to: f64) -> Vec<f64> {
         .map(|i| i as f64 * step)
         .take_while(|t| *t <= to)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_that_nothing_tells_apart_are_written_all_the_same() {
+        let texts_of_equal = texts(&[1e19, 1e19]);
+        assert_eq!(texts_of_equal[0], texts_of_equal[1]);
+        assert_eq!(texts(&[0.2, 0.4]), ["0.2", "0.4"]);
+        assert_eq!(texts(&[]), Vec::<String>::new());
+    }
 }

@@ -161,11 +161,24 @@ fn fitted_gbps(fit: &Fit, layers: u64, bytes: u64) -> Option<f64> {
     (ns > 0.0).then(|| bytes as f64 * 8.0 / ns)
 }
 
-/// The highest rate of all sizes that a fit was made of, and of the largest payload of the run.
+/// Sizes at which the fit's highest rate is looked for.
+const CEILING_POINTS: u32 = 500;
+
+/// How far an axis goes beyond its largest value, at most.
+const BEYOND: f64 = 2.0;
+
+/// The highest rate that the fit reaches up to the largest of its sizes and of the run's payloads, and
+/// somewhat beyond, as far as the axis goes.
 fn ceiling_gbps(fit: &Fit, layers: u64, largest: u64) -> Option<f64> {
-    let sizes = fit.sizes.iter().map(|s| s.bytes).chain([largest]);
-    let rates = sizes.filter_map(|bytes| fitted_gbps(fit, layers, bytes));
-    rates.max_by(f64::total_cmp)
+    let first = fit.sizes.first().map_or(1, |s| s.bytes.max(1)) as f64;
+    let last = fit.sizes.last().map_or(largest, |s| s.bytes.max(largest)) as f64 * BEYOND;
+    let at = |i: u32| first * (last / first).powf(f64::from(i) / f64::from(CEILING_POINTS));
+    let rates = (0..=CEILING_POINTS).filter_map(|i| fitted_gbps(fit, layers, at(i) as u64));
+    // A layer that just fills its pieces is the fastest of its kind.
+    let full = (1..).map(|pieces| pieces * MAX_PIECE_BYTES * layers);
+    let full = full.take_while(|bytes| (*bytes as f64) < last);
+    let full = full.filter_map(|bytes| fitted_gbps(fit, layers, bytes));
+    rates.chain(full).max_by(f64::total_cmp)
 }
 
 /// The fit over sizes, and its ceiling.

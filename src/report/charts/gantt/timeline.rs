@@ -6,6 +6,9 @@ use crate::metrics::figures::Figures;
 use crate::metrics::{Event, EventName, Node, Record, Sample, Transfer};
 use crate::stats::Figure;
 
+/// Layers that a picture has rows for.
+const MOST_LAYERS: u32 = 512;
+
 /// Something that took time, of one layer or of none.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Bar {
@@ -82,7 +85,7 @@ impl Timeline {
             .collect();
         let end_ms = *tokens_ms.get(1)?;
         let mut before_ms = ms(here(EventName::PrefillStart).first()?.t_ns);
-        let computed: Vec<Bar> = (here(EventName::LayerDone).iter())
+        let mut computed: Vec<Bar> = (here(EventName::LayerDone).iter())
             .filter_map(|e| {
                 let bar = Bar {
                     layer: e.layer?,
@@ -93,6 +96,18 @@ impl Timeline {
                 Some(bar)
             })
             .collect();
+        let is_chunked = has_repeats(&computed);
+        // A layer is told when its K and V are there; what the last one does then, and the logits,
+        // stand in its row too.
+        let last_layer = computed.iter().map(|bar| bar.layer).max()?;
+        if last_layer >= MOST_LAYERS {
+            return None;
+        }
+        computed.push(Bar {
+            layer: last_layer,
+            from_ms: before_ms,
+            to_ms: prefill_end_ms,
+        });
         let acknowledged = here(EventName::PieceAcknowledged);
         let sent: Vec<Bar> = (here(EventName::PieceOffered).iter())
             .filter_map(|e| {
@@ -130,8 +145,8 @@ impl Timeline {
         Some(Self {
             transfer,
             prompt_tokens,
-            layers: computed.iter().map(|bar| bar.layer + 1).max()?,
-            is_chunked: has_repeats(&computed),
+            layers: last_layer + 1,
+            is_chunked,
             landed_ms: (there(EventName::PieceLanded).into_iter())
                 .map(|(_, ms)| ms)
                 .collect(),
