@@ -39,9 +39,9 @@ pub struct LocalPeer {
 /// or one that `ours` has, and one apart from it that `theirs` has; both lists are this process's
 /// cores where they are not given. None for either where no two are apart.
 ///
-/// Left to itself, the scheduler puts both ends of a transfer on one core in about half of the
-/// cases, the other core idle: they take turns of a millisecond, and 24 MB at 25 Gbit/s took 10 to
-/// 13 ms for 8 (scheduler's trace of two cores).
+/// Left to itself, the scheduler often puts both ends of a transfer on one core, the other core idle:
+/// they take turns of a millisecond, and 24 MB at 25 Gbit/s took 9.6 to 12.7 ms for 7.8 (scheduler's
+/// trace of two cores).
 pub fn network_cores(
     given: Option<&CoreList>,
     ours: Option<&CoreList>,

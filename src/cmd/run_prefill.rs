@@ -25,7 +25,7 @@ pub fn run(
     let loaded = preparation::load(&file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Accepted, &loaded.engine)?;
     let mut environment = Environment::capture(threads);
-    environment.network_cores = args.link.socket.network_cores.as_ref().cloned();
+    environment.network_cores = args.link.socket.network_cores.clone();
     let introduction = node::introduction(&loaded.engine, &environment)?;
     let node = preparation::prefill_node(&loaded, &environment)?;
     let ways = split_ways(&args.link);

@@ -15,8 +15,8 @@ use crate::model::kv_cache::{KvCache, KvDtype};
 /// Candle's pool keeps every core busy, and a scheduler that shares fairly lets a token or a piece
 /// wait behind it for 3 to 5 ms, until the network's thread, which has just sent a cache, has its
 /// share again. On two cores over loopback at 1,472 tokens the residual (medians of 9 requests, two
-/// runs) was 3.3 and 3.1 ms with 1, and 0.07 and 0.11 ms with 10; with 5 single requests still
-/// waited 3 ms. Prefill and decode stayed the same. It stands back behind everything else on the
+/// runs) was 3.3 and 3.1 ms with 1, and 0.07 and 0.11 ms with 10; single requests of a disturbed run
+/// still waited 3 ms. Prefill and decode stayed the same. It stands back behind everything else on the
 /// machine too, which an idle machine does not have. Candle's workers inherit it.
 const COMPUTE_NICENESS: i32 = 10;
 

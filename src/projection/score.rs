@@ -15,7 +15,7 @@ const CHANGE_ERROR_SHARE: f64 = 0.10;
 const CHANGE_ERROR_MS: f64 = 1.0;
 
 /// Largest error of the exposed transfer in bulk.
-const EXPOSED_ERROR_SHARE: f64 = 0.10;
+pub const EXPOSED_ERROR_SHARE: f64 = 0.10;
 
 /// Largest error of all changes, in errors of predicting that the transfer takes nothing.
 const NO_TRANSFER_ERROR_SHARE: f64 = 0.2;

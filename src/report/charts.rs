@@ -24,8 +24,8 @@ use super::number::significant;
 use super::overlay::Named;
 use scale::ticks;
 
-use crate::metrics::Record;
-use crate::metrics::summary::Summary;
+use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
+use crate::metrics::{Record, Transfer};
 use crate::projection::Outlook;
 
 /// A finished chart.
@@ -318,6 +318,12 @@ fn legend(area: &Area, entries: &[Entry], at: (i32, i32)) -> Painted {
         text(area, &entry.name, (x + 20, y), BODY)?;
     }
     Ok(())
+}
+
+/// The lossless arm of a mode.
+fn in_mode(case: &SummaryCase, transfer: Transfer) -> Option<&SummaryArm> {
+    let mut arms = case.arms.iter();
+    arms.find(|a| a.transfer == Some(transfer) && !a.is_lossy())
 }
 
 /// A tick's value without zeros at its end.

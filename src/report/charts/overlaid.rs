@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use plotters::style::RGBColor;
 
 use super::axes::{self, Axes, Series, Ticks};
-use super::{BLUE, Chart, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, SKY, VERMILION, predicted};
+use super::{
+    BLUE, Chart, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, SKY, VERMILION, in_mode, predicted,
+};
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, Transfer};
 use crate::projection::{Links, score};
@@ -55,11 +57,6 @@ fn tokens(case: &SummaryCase) -> f64 {
 fn best(case: &SummaryCase) -> Option<&SummaryArm> {
     let arm = fastest(case, Arm::Split).or_else(|| fastest(case, Arm::Single));
     arm.map(|(arm, _)| arm)
-}
-
-fn in_mode(case: &SummaryCase, transfer: Transfer) -> Option<&SummaryArm> {
-    let mut arms = case.arms.iter();
-    arms.find(|a| a.transfer == Some(transfer) && !a.is_lossy())
 }
 
 fn series(runs: &[Named], point: Point<'_>) -> Vec<Series> {

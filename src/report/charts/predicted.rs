@@ -3,16 +3,13 @@
 use plotters::style::RGBColor;
 
 use super::axes::{self, Axes, Curve, Series, Ticks};
-use super::{BLUE, Chart, Entry, GREY, Mark, ORANGE, VERMILION, plain};
+use super::{BLUE, Chart, Entry, GREY, Mark, ORANGE, VERMILION, in_mode, plain};
 use crate::metrics::summary::{Summary, SummaryArm};
 use crate::metrics::{Record, Transfer};
-use crate::projection::{Links, predict};
+use crate::projection::{EXPOSED_ERROR_SHARE, Links, predict};
 use crate::report::changes::signed;
 use crate::report::number::one_line;
 use crate::stats::Figure;
-
-/// How far a prediction may be off, as METHODOLOGY.md's bar has it.
-const BAR: f64 = 0.10;
 
 /// `None` where the link was not fitted or nothing was sent.
 pub(super) fn chart(record: &Record, summary: &Summary) -> Option<Chart> {
@@ -21,14 +18,14 @@ pub(super) fn chart(record: &Record, summary: &Summary) -> Option<Chart> {
     for (transfer, colour) in [(Transfer::Bulk, VERMILION), (Transfer::Layered, BLUE)] {
         let cases = summary.cases.iter().zip(&record.cases);
         let points = cases.filter_map(|(seen, case)| {
-            let measured = arm(&seen.arms, transfer)?.exposed_transfer_ms?;
+            let measured = in_mode(seen, transfer)?.exposed_transfer_ms?;
             Some((predict(record, case, &links, transfer)?, measured))
         });
         let name = format!("{transfer}, from the link's fit");
         all.extend(series(&name, colour, points.collect()));
     }
     let auto = summary.cases.iter().filter_map(|seen| {
-        let arm = arm(&seen.arms, Transfer::Auto)?;
+        let arm = in_mode(seen, Transfer::Auto)?;
         Some((said_by_auto(arm)?, arm.exposed_transfer_ms?))
     });
     all.extend(series("auto, before each request", ORANGE, auto.collect()));
@@ -54,7 +51,7 @@ pub(super) fn over_its_bar(subtitle: String, caption: String, series: &[Series])
         subtitle,
         caption: format!(
             "{caption} On the dashed line it is right, between the others within {:.0}%; the worst is off by {}%.",
-            100.0 * BAR,
+            100.0 * EXPOSED_ERROR_SHARE,
             signed(worst),
         ),
         x_label: "predicted, ms",
@@ -66,10 +63,6 @@ pub(super) fn over_its_bar(subtitle: String, caption: String, series: &[Series])
         x_ticks: Ticks::Round,
     };
     axes::chart(axes, series, &bar())
-}
-
-fn arm(arms: &[SummaryArm], transfer: Transfer) -> Option<&SummaryArm> {
-    (arms.iter()).find(|a| a.transfer == Some(transfer) && !a.is_lossy())
 }
 
 /// Points of predicted and measured times; `None` without one.
@@ -106,7 +99,15 @@ fn bar() -> Vec<Curve> {
     };
     vec![
         times("as predicted", 1.0, Mark::Dashed),
-        times("said 10% too little", 1.0 / (1.0 - BAR), Mark::Line),
-        times("said 10% too much", 1.0 / (1.0 + BAR), Mark::Line),
+        times(
+            "said 10% too little",
+            1.0 / (1.0 - EXPOSED_ERROR_SHARE),
+            Mark::Line,
+        ),
+        times(
+            "said 10% too much",
+            1.0 / (1.0 + EXPOSED_ERROR_SHARE),
+            Mark::Line,
+        ),
     ]
 }

@@ -371,7 +371,7 @@ fn gaps_of_every_arm_are_drawn_to_their_peak() {
 }
 
 #[test]
-fn a_prediction_stands_on_its_line_where_it_was_right() {
+fn predictions_are_points_and_the_caption_names_the_worst() {
     let chart = transfer_chart("predicted.svg", vec![usual_case(128), usual_case(2048)]);
     assert!(
         chart.caption.contains("the worst is off by"),
