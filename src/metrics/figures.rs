@@ -133,6 +133,7 @@ impl Figures {
         );
         if !steps.is_empty() {
             figures.decode_ns = Some(steps.iter().map(|(s, e)| e - s).sum());
+            figures.first_step_ns = steps.first().map(|(start, end)| end - start);
         }
         if sample.arm == Arm::Split {
             figures.derive_transfer(sample, prefill_end, min_round_trip_ns, &steps);
@@ -173,7 +174,6 @@ impl Figures {
         self.transfer_overhead_pct = self.e2e_ns.and_then(|e2e| percent(exposed, e2e));
         self.wire_busy_pct = self.e2e_ns.and_then(|e2e| percent(busy, e2e));
         self.notebook_pipeline_pct = self.prefill_ns.and_then(|p| percent(busy, p + busy));
-        self.first_step_ns = steps.first().map(|(start, end)| end - start);
         let complete = (sample.events.iter())
             .find(|e| e.clock == Node::Decode && e.name == EventName::CacheComplete);
         self.handoff_ns = (complete.zip(steps.first()))

@@ -48,14 +48,15 @@ pub struct Measured {
     pub prefill_ms: f64,
     /// The node that is faster alone; null where no single arm was measured.
     pub single_node: Option<Node>,
-    /// Time to the second token of the one node; null where no single arm was measured.
-    pub single_ttst_ms: Option<f64>,
     /// End to end on one node; null where no single arm was measured.
     pub single_e2e_ms: Option<f64>,
+    /// TTST of the split less that of the one node, but for the transfer; null where no single arm
+    /// was measured.
+    pub ttst_rest_change_ms: Option<f64>,
+    /// The same of E2E.
+    pub e2e_rest_change_ms: Option<f64>,
     /// Last piece verified to first decode step.
     pub handoff_ms: f64,
-    /// First to second token of the split less its exposed transfer.
-    pub second_token_rest_ms: f64,
     /// First to last token of the split less its exposed transfer.
     pub last_token_rest_ms: f64,
     /// All decode steps.
@@ -92,6 +93,11 @@ impl Request<'_> {
 
     pub(super) fn is(&self, arm: Arm, transfer: Option<Transfer>) -> bool {
         self.sample.arm == arm && self.sample.transfer == transfer
+    }
+
+    /// Split in a mode that can be projected.
+    fn is_split(&self) -> bool {
+        self.sample.transfer.is_some_and(|t| MODES.contains(&t))
     }
 
     pub(super) fn is_single_on(&self, node: Node) -> bool {
@@ -135,18 +141,13 @@ impl Measured {
         let modes: Vec<ModeFigures> = (MODES.iter())
             .filter_map(|transfer| mode(&requests, *transfer, tax_ns_per_byte))
             .collect();
-        let split = || {
-            let modes = MODES.map(Some);
-            (requests.iter()).filter(move |r| modes.contains(&r.sample.transfer))
-        };
+        let split = || requests.iter().filter(|r| r.is_split());
         let kv_bytes = split().map(|r| r.sample.wire_payload_bytes).max()?;
         // Of the split, what is neither prefill nor exposed transfer.
-        let rest = |until: fn(&Figures) -> Option<u64>| {
-            median(split().filter_map(|r| {
-                let behind_ms = r.ms(until)? - r.ms(|f| f.ttft_ns)?;
-                Some(behind_ms - r.ms(|f| f.exposed_transfer_ns)?)
-            }))
-        };
+        let last_token_rest_ms = median(split().filter_map(|r| {
+            let behind_ms = r.ms(|f| f.e2e_ns)? - r.ms(|f| f.ttft_ns)?;
+            Some(behind_ms - r.ms(|f| f.exposed_transfer_ns)?)
+        }))?;
         let alone: Vec<&Request> = requests.iter().filter(|r| r.prefills_alone()).collect();
         let undisturbed = match alone.is_empty() {
             false => alone,
@@ -168,11 +169,14 @@ impl Measured {
             ttft_ms,
             prefill_ms,
             single_node: single.as_ref().map(|s| s.node),
-            single_ttst_ms: single.as_ref().map(|s| s.ttst_ms),
             single_e2e_ms: single.as_ref().map(|s| s.e2e_ms),
+            ttst_rest_change_ms: (single.as_ref()).and_then(|s| {
+                s.rest_change(&requests, ttft_ms, |f| f.ttst_ns, |f| f.first_step_ns)
+            }),
+            e2e_rest_change_ms: (single.as_ref())
+                .and_then(|s| s.rest_change(&requests, ttft_ms, |f| f.e2e_ns, |f| f.decode_ns)),
             handoff_ms: median(split().filter_map(|r| r.ms(|f| f.handoff_ns)))?,
-            second_token_rest_ms: rest(|f| f.ttst_ns)?,
-            last_token_rest_ms: rest(|f| f.e2e_ns)?,
+            last_token_rest_ms,
             decode_ms: median(split().filter_map(|r| r.ms(|f| f.decode_ns)))?,
             modes,
             tax_ns_per_byte,
@@ -209,35 +213,87 @@ fn mode(
 /// One node alone.
 struct Single {
     node: Node,
-    ttst_ms: f64,
+    /// Request start to first token.
+    ttft_ms: f64,
     e2e_ms: f64,
 }
 
-/// Time to the second and to the last token on the better single node. Prefill of the same node is
-/// the same work in every arm, so its median over all of them stands for that of this arm.
+impl Single {
+    /// What a split takes longer until an event, but for its transfer: what lies beside the decode
+    /// steps (handoff, a token's way back), and the steps themselves as far as their difference is
+    /// seen.
+    fn rest_change(
+        &self,
+        requests: &[Request],
+        split_ttft_ms: f64,
+        until: fn(&Figures) -> Option<u64>,
+        steps: fn(&Figures) -> Option<u64>,
+    ) -> Option<f64> {
+        let beside_ms = |r: &Request| {
+            let behind_ms = r.ms(until)? - r.ms(|f| f.ttft_ns)?;
+            let exposed_ms = r.ms(|f| f.exposed_transfer_ns).unwrap_or(0.0);
+            Some(behind_ms - exposed_ms - r.ms(steps)?)
+        };
+        let split = requests.iter().filter(|r| r.is_split());
+        let single = requests.iter().filter(|r| r.is_single_on(self.node));
+        let beside_ms =
+            median(split.filter_map(beside_ms))? - median(single.filter_map(beside_ms))?;
+        let slower_steps = against_single(requests, self.node, MODES.as_slice(), |r| r.ms(steps));
+        Some(split_ttft_ms - self.ttft_ms + beside_ms + as_far_as_seen(&slower_steps))
+    }
+}
+
+/// The better single node. Prefill of the same node is the same work in every arm, so its median
+/// over all of them stands for that of this arm.
 fn single(requests: &[Request], ttft_ms: f64) -> Option<Single> {
     let on = |node: Node| {
         let these = || requests.iter().filter(move |r| r.is_single_on(node));
-        let behind = |until: fn(&Figures) -> Option<u64>| {
-            median(these().filter_map(|r| Some(r.ms(until)? - r.ms(|f| f.ttft_ns)?)))
-        };
-        let first_ms = match node {
+        let behind = |r: &Request| Some(r.ms(|f| f.e2e_ns)? - r.ms(|f| f.ttft_ns)?);
+        let ttft_ms = match node {
             Node::Prefill => Some(ttft_ms),
             Node::Decode => median(these().filter_map(|r| r.ms(|f| f.ttft_ns))),
         }?;
         Some(Single {
             node,
-            ttst_ms: first_ms + behind(|f| f.ttst_ns)?,
-            e2e_ms: first_ms + behind(|f| f.e2e_ns)?,
+            ttft_ms,
+            e2e_ms: ttft_ms + median(these().filter_map(behind))?,
         })
     };
     ([on(Node::Prefill), on(Node::Decode)].into_iter().flatten())
         .min_by(|a, b| a.e2e_ms.total_cmp(&b.e2e_ms))
 }
 
+/// What splits in these modes have more than the single node in the same round, sorted.
+pub(super) fn against_single(
+    requests: &[Request],
+    node: Node,
+    modes: &[Transfer],
+    of: impl Fn(&Request) -> Option<f64>,
+) -> Vec<f64> {
+    let is_one = |r: &&Request| modes.iter().any(|mode| r.is(Arm::Split, Some(*mode)));
+    let mut more: Vec<f64> = (requests.iter().filter(is_one))
+        .filter_map(|split| {
+            let same_round = |s: &&Request| s.is_single_on(node) && s.repeat() == split.repeat();
+            Some(of(split)? - of(requests.iter().find(same_round)?)?)
+        })
+        .collect();
+    more.sort_by(f64::total_cmp);
+    more
+}
+
+/// The median of sorted differences, or nothing where its 95% interval reaches zero: then it is
+/// scatter.
+fn as_far_as_seen(differences: &[f64]) -> f64 {
+    let is_seen = median_interval(differences, DEFAULT_SEED)
+        .is_some_and(|(low, high)| low > 0.0 || high < 0.0);
+    match percentile(differences, 0.5) {
+        Some(median) if is_seen => median,
+        _ => 0.0,
+    }
+}
+
 /// What a byte that is sent while prefill computes adds to it: the median over all repeats of all
-/// prompts of the difference to the undisturbed prefills of the same round. Nothing where the 95%
-/// interval of that median reaches down to nothing: then it is prefill's scatter.
+/// prompts of the difference to the undisturbed prefills of the same round, as far as it is seen.
 fn tax_ns_per_byte(record: &Record) -> Option<f64> {
     let round_trip_ns = record.link.as_ref().and_then(|l| l.min_round_trip_ns());
     let taxes = record.cases.iter().flat_map(|case| {
@@ -254,9 +310,7 @@ fn tax_ns_per_byte(record: &Record) -> Option<f64> {
     });
     let mut taxes: Vec<f64> = taxes.collect();
     taxes.sort_by(f64::total_cmp);
-    let median = percentile(&taxes, 0.5)?;
-    let is_seen = median_interval(&taxes, DEFAULT_SEED).is_some_and(|(low, _)| low > 0.0);
-    Some(if is_seen { median } else { 0.0 })
+    (!taxes.is_empty()).then(|| as_far_as_seen(&taxes).max(0.0))
 }
 
 /// Bytes of a request that were in place before its prefill ended, going by the number of pieces.

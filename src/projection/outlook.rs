@@ -380,18 +380,15 @@ fn estimate(
     let waits_ms = waits_ms.map(|ms| ms + way_back_ms);
     let as_run = reference(measured, transfer);
     let saving_ms = waits_ms.less_than(as_run.waits_ms());
-    let change = |split_rest_ms: f64, single_ms: Option<f64>| {
-        let single_rest_ms = single_ms? - measured.ttft_ms;
-        Some(waits_ms.map(|ms| ms + split_rest_ms - single_rest_ms))
-    };
+    let change = |rest_ms: Option<f64>| rest_ms.map(|rest_ms| waits_ms.map(|ms| ms + rest_ms));
     Estimate {
         exposed_ms,
         tax_ms,
         ttst_ms: saving_ms.less_than(as_run.ttst_ms),
         e2e_ms: saving_ms.less_than(as_run.e2e_ms),
         saving_ms,
-        ttst_change_ms: change(measured.second_token_rest_ms, measured.single_ttst_ms),
-        e2e_change_ms: change(measured.last_token_rest_ms, measured.single_e2e_ms),
+        ttst_change_ms: change(measured.ttst_rest_change_ms),
+        e2e_change_ms: change(measured.e2e_rest_change_ms),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::measured::{MODES, Request, median, requests};
+use super::measured::{MODES, Request, against_single, median, requests};
 use super::outlook::tcp;
 use super::{Links, Measured};
 use crate::metrics::figures::Figures;
@@ -25,8 +25,8 @@ const NO_TRANSFER_ERROR_SHARE: f64 = 0.2;
 pub struct ScoredChange {
     /// Split less one node, projected.
     pub predicted_ms: f64,
-    /// The same, measured: what the split takes longer behind its first token (and, layered, in
-    /// prefill), from medians of each arm.
+    /// The same, measured: median over rounds of what the split takes longer behind its first token
+    /// and, layered, in prefill.
     pub measured_ms: f64,
     /// Median of the differences of the same round, prefill's own scatter included.
     pub paired_ms: f64,
@@ -87,12 +87,6 @@ pub struct ScoredRow {
 }
 
 impl ScoredRow {
-    /// Projected over measured exposed transfer, less one, in percent; null where none was exposed.
-    pub fn exposed_error_pct(&self) -> Option<f64> {
-        let measured_ms = self.exposed_measured_ms;
-        (measured_ms > 0.0).then(|| 100.0 * (self.exposed_predicted_ms / measured_ms - 1.0))
-    }
-
     /// Whether the exposed transfer is within the bar, which there is for bulk.
     pub fn exposed_holds(&self) -> bool {
         let off = self.exposed_predicted_ms / self.exposed_measured_ms - 1.0;
@@ -195,9 +189,9 @@ pub fn score(
     Ok(rows)
 }
 
-/// How much longer than the one node a split took until an event, by medians of each arm, and the
-/// differences of the same rounds, sorted. Where both prefill on the same node and nothing is sent
-/// meanwhile, prefill is the same work, so its scatter stays out of the former.
+/// How much longer than the one node a split took until an event: the median over rounds of the
+/// differences, and these differences themselves, sorted. Where both prefill on the same node and
+/// nothing is sent meanwhile, prefill is the same work, so its scatter stays out of the former.
 fn change(
     seen: &Measured,
     requests: &[Request],
@@ -205,26 +199,19 @@ fn change(
     until: fn(&Figures) -> Option<u64>,
 ) -> Option<(f64, Vec<f64>)> {
     let node = seen.single_node?;
-    let single = || requests.iter().filter(move |r| r.is_single_on(node));
-    let split = || (requests.iter()).filter(move |r| r.is(Arm::Split, Some(transfer)));
-    let mut paired: Vec<f64> = split()
-        .filter_map(|r| {
-            let same_round = single().find(|s| s.repeat() == r.repeat())?;
-            Some(r.ms(until)? - same_round.ms(until)?)
-        })
-        .collect();
-    paired.sort_by(f64::total_cmp);
-    let behind = |r: &Request| Some(r.ms(until)? - r.ms(|f| f.ttft_ns)?);
-    let behind_ms = median(split().filter_map(behind))? - median(single().filter_map(behind))?;
+    let against =
+        |of: &dyn Fn(&Request) -> Option<f64>| against_single(requests, node, &[transfer], of);
+    let paired = against(&|r| r.ms(until));
+    let behind = against(&|r| Some(r.ms(until)? - r.ms(|f| f.ttft_ns)?));
     let before_ms = match (node, transfer) {
         (Node::Prefill, Transfer::Bulk) => 0.0,
-        (Node::Prefill, _) => median(split().filter_map(|r| r.prefill_disturbed_ms(requests)))?,
-        (Node::Decode, _) => {
-            let ttft = |r: &Request| r.ms(|f| f.ttft_ns);
-            median(split().filter_map(ttft))? - median(single().filter_map(ttft))?
+        (Node::Prefill, _) => {
+            let split = (requests.iter()).filter(|r| r.is(Arm::Split, Some(transfer)));
+            median(split.filter_map(|r| r.prefill_disturbed_ms(requests)))?
         }
+        (Node::Decode, _) => percentile(&against(&|r| r.ms(|f| f.ttft_ns)), 0.5)?,
     };
-    Some((before_ms + behind_ms, paired))
+    Some((before_ms + percentile(&behind, 0.5)?, paired))
 }
 
 #[cfg(test)]

@@ -238,53 +238,18 @@ pub const NOTE: &str = "projected, low to high; E2E from the middle. TCP: the fi
      streams of the same sweep, else published ranges; RDMA: published ranges of raw verbs (wire), \
      transfer libraries, and whole requests inside engines. Saves: against the same mode as measured";
 
-/// A projection held against runs.
+/// A projection held against runs: a table a run, three rows a prompt and mode.
 pub fn score_table(rows: &[ScoredRow]) -> String {
     let heads = [
-        "run",
-        "mode",
-        "tokens",
-        "prefill",
-        "steps",
-        "exposed: said",
-        "was",
-        "off %",
-        "TTST +: said",
-        "was",
-        "paired",
-        "E2E +: said",
-        "was",
-        "paired",
-        "bar",
+        "mode", "tokens", "prefill", "steps", "", "said", "was", "paired", "bar",
     ];
-    let ms = |value: f64| format!("{value:.2}");
-    let cells = |change: Option<&ScoredChange>| match change {
-        None => ["-".to_owned(), "-".to_owned(), "-".to_owned()],
-        Some(change) => {
-            let interval = change.paired_low_ms.zip(change.paired_high_ms);
-            let interval = interval.map(|(low, high)| format!("{low:.1}..{high:.1}"));
-            let paired = interval.unwrap_or_else(|| ms(change.paired_ms));
-            [ms(change.predicted_ms), ms(change.measured_ms), paired]
-        }
-    };
-    let table = rows.iter().map(|row| {
-        let mut line = vec![
-            one_line(&row.run, 24),
-            row.transfer.to_string(),
-            row.prompt_tokens.to_string(),
-            format!("x{:.2}", row.prefill_ratio),
-            format!("x{:.2}", row.decode_ratio),
-            ms(row.exposed_predicted_ms),
-            ms(row.exposed_measured_ms),
-            row.exposed_error_pct()
-                .map_or("-".into(), |pct| format!("{pct:.0}")),
-        ];
-        line.extend(cells(row.ttst.as_ref()));
-        line.extend(cells(row.e2e.as_ref()));
-        line.push(judged(row));
-        line
-    });
-    let mut lines = vec![plain_table(&heads, table.collect())];
+    let mut lines = Vec::new();
+    for of_run in rows.chunk_by(|a, b| a.run == b.run) {
+        let cells = of_run.iter().flat_map(score_cells);
+        lines.push(format!("against {}", one_line(&of_run[0].run, 60)));
+        lines.push(plain_table(&heads, cells.collect()));
+        lines.push(String::new());
+    }
     if let Some((share, holds)) = against_no_transfer(rows) {
         lines.push(format!(
             "errors of all changes are {share:.2} of those of predicting no transfer at all: {}",
@@ -299,22 +264,58 @@ pub fn score_table(rows: &[ScoredRow]) -> String {
     lines.join("\n")
 }
 
-/// What the columns of a score mean.
-const SCORE_NOTE: &str = "ms; said: projected; was: measured, medians of each arm; +: split less one node; paired: 95% \
-     interval of the differences of same rounds, prefill's own scatter included; prefill, \
-     steps: what compute took there over what it took in the projected run. Bar: exposed in bulk \
-     within 10%, a change within 10% or 1 ms";
-
-/// Whether a row is within the bar, and if not, whether the scatter could be why.
-fn judged(row: &ScoredRow) -> String {
-    let missed: Vec<&ScoredChange> = row.changes().filter(|c| !c.holds()).collect();
-    match (row.exposed_holds(), missed.is_empty()) {
-        (true, true) => "holds".into(),
-        (false, _) => "MISSES".into(),
-        (true, false) if missed.iter().all(|c| c.is_within_scatter()) => "within scatter".into(),
-        (true, false) => "MISSES".into(),
-    }
+/// Exposed transfer and both changes of a prompt in one mode.
+fn score_cells(row: &ScoredRow) -> Vec<Vec<String>> {
+    let ms = |value: f64| significant(value, 4);
+    let of_change = |name: &str, change: &ScoredChange| {
+        let interval = change.paired_low_ms.zip(change.paired_high_ms);
+        let interval = interval.map(|(low, high)| format!("{}..{}", ms(low), ms(high)));
+        let paired = interval.unwrap_or_else(|| ms(change.paired_ms));
+        let judged = match (change.holds(), change.is_within_scatter()) {
+            (true, _) => "holds",
+            (false, true) => "scatter",
+            (false, false) => "MISSES",
+        };
+        let (said, was) = (ms(change.predicted_ms), ms(change.measured_ms));
+        [name.to_owned(), said, was, paired, judged.to_owned()]
+    };
+    let judged = match (row.transfer, row.exposed_holds()) {
+        (Transfer::Bulk, true) => "holds",
+        (Transfer::Bulk, false) => "MISSES",
+        _ => "-",
+    };
+    let exposed = [
+        "exposed".to_owned(),
+        ms(row.exposed_predicted_ms),
+        ms(row.exposed_measured_ms),
+        "-".to_owned(),
+        judged.to_owned(),
+    ];
+    let changes = [("TTST +", &row.ttst), ("E2E +", &row.e2e)];
+    let changes = (changes.into_iter()).filter_map(|(name, c)| Some(of_change(name, c.as_ref()?)));
+    let case = [
+        row.transfer.to_string(),
+        row.prompt_tokens.to_string(),
+        format!("x{:.2}", row.prefill_ratio),
+        format!("x{:.2}", row.decode_ratio),
+    ];
+    let blank = || vec![String::new(); case.len()];
+    (std::iter::once(exposed).chain(changes).enumerate())
+        .map(|(i, cells)| {
+            let mut line = if i == 0 { case.to_vec() } else { blank() };
+            line.extend(cells);
+            line
+        })
+        .collect()
 }
+
+/// What the columns of a score mean.
+const SCORE_NOTE: &str = "\
+ms; said: projected; was: measured; +: split less one node, median of the
+differences of same rounds; paired: 95% interval of these, prefill's own scatter
+included; prefill, steps: what compute took there over what it took in the
+projected run. Bar: exposed in bulk within 10%, a change within 10% or 1 ms;
+scatter: beyond it, and the prediction lies within the paired interval";
 
 /// A request that nobody ran.
 pub fn shape_table(shape: &PublishedShape, answer: &WithoutModel) -> String {

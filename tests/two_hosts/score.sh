@@ -15,7 +15,7 @@ usage: score.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF
   --prompt-tokens LIST   prompt lengths                 [128,384]
   --output-tokens N      tokens of each answer          [4]
   --repeats N            measured requests of each arm  [10]
-  --sweep SIZES          sizes that the link is fitted on [256KiB,1MiB,4MiB,16MiB,64MiB]
+  --sweep SIZES          sizes that the link is fitted on [256KiB to 64MiB, doubling]
 
 Loopback and link are measured one after the other at each rate, since a machine's speed drifts. With
 a folder that has all rates already, only the tables are made. Needs what links.sh needs.
@@ -30,7 +30,7 @@ refuse() {
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary="" model="" out=""
 rates=0.1,0.25,1,10,25 threads=1 prompt_tokens=128,384 output_tokens=4 repeats=10
-sweep_sizes=256KiB,1MiB,4MiB,16MiB,64MiB
+sweep_sizes=256KiB,512KiB,1MiB,2MiB,4MiB,8MiB,16MiB,32MiB,64MiB
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
@@ -56,12 +56,20 @@ fi
 binary=$(realpath "$binary") model=$(realpath "$model")
 mkdir -p "$out"
 cd "$out"
+# Runs record their command line, which must not name folders of this machine.
+model_name=$(basename "$model")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+ln -s "$binary" "$scratch/disagg-bench"
+ln -s "$model" "$scratch/$model_name"
 
 for rate in ${rates//,/ }; do
   if [ ! -e "loopback-$rate" ]; then
-    "$binary" split --quiet --model "$model" --offline --threads "$threads" \
-      --transfer bulk,layered --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" \
-      --repeats "$repeats" --out "loopback-$rate" "$@" >"loopback-$rate.txt"
+    ln -sfn "$PWD" "$scratch/measured"
+    (cd "$scratch" && ./disagg-bench split --quiet --model "$model_name" --offline \
+      --threads "$threads" --transfer bulk,layered --prompt-tokens "$prompt_tokens" \
+      --output-tokens "$output_tokens" --repeats "$repeats" --out "measured/loopback-$rate" "$@") \
+      >"loopback-$rate.txt"
   fi
   if [ ! -e "${rate}gbps" ]; then
     "$here/links.sh" --binary "$binary" --model "$model" --out . --rates "$rate" \
