@@ -35,12 +35,14 @@ pub fn alarms(record: &Record, cases: &[SummaryCase]) -> Vec<String> {
         link::contradicting_clocks(record),
         link::cold_connections(cases),
         link::others_in_flight(record),
+        link::retried_connections(record),
         machine::slow_compute(record, cases),
         machine::one_core(record),
         machine::shared_cores(record),
     ]
     .into_iter()
     .flatten()
+    .chain(sittings(record))
     .chain(machine::other_load(record))
     .chain(machine::frequency(record))
     .chain(baseline(record))
@@ -66,6 +68,17 @@ fn baseline(record: &Record) -> Vec<String> {
     let advice = "measure it again with `disagg-bench baseline`";
     let warnings = baseline.warnings.iter().map(|w| format!("{w}: {advice}"));
     stand_in.into_iter().chain(warnings).collect()
+}
+
+fn sittings(record: &Record) -> Option<String> {
+    let resumed = &record.run.resumed_at;
+    (!resumed.is_empty()).then(|| {
+        format!(
+            "the run was interrupted and taken up again at {}: warm-up was repeated, but the machine \
+             may have been faster or slower, so look at the samples for a step",
+            resumed.join(", ")
+        )
+    })
 }
 
 fn failed_requests(cases: &[Case]) -> Option<String> {

@@ -1,5 +1,9 @@
 //! The command line: what can be said, no logic.
 
+mod limits;
+
+pub use limits::LimitArgs;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -256,6 +260,14 @@ pub struct SocketArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct RetryArgs {
+    /// How long a peer that does not answer, is busy or breaks off in the handshake is tried again;
+    /// requests are never sent twice
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds)]
+    pub retry_for: Duration,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   disagg-bench baseline
   disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50 --repeats 10
@@ -275,7 +287,8 @@ pub struct BaselineArgs {
 #[command(after_help = "Examples:
   disagg-bench serve-decode                                   on loopback, port 5556
   disagg-bench serve-decode --listen 0.0.0.0:5556 --token-file token.txt
-  disagg-bench serve-decode --listen 127.0.0.1:0              prints the port it got")]
+  disagg-bench serve-decode --listen 127.0.0.1:0              prints the port it got
+Ctrl-C or SIGTERM: requests under way are finished, nothing new is taken; the second one stops at once")]
 pub struct ServeDecodeArgs {
     /// Address and port to listen on; port 0 takes a free one and prints it
     #[arg(long, default_value_t = format!("127.0.0.1:{DEFAULT_PORT}"), value_name = "HOST:PORT")]
@@ -296,6 +309,8 @@ pub struct ServeDecodeArgs {
     /// Stop when stdin closes: how `split` keeps its own decode node from outliving it
     #[arg(long, hide = true)]
     pub until_stdin_closes: bool,
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 #[derive(Debug, Args)]
@@ -350,6 +365,8 @@ pub struct LinkArgs {
     #[arg(long, value_name = "ADDRESS|INTERFACE", requires = "peer")]
     pub bind: Option<String>,
     #[command(flatten)]
+    pub retry: RetryArgs,
+    #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]
     pub socket: SocketArgs,
@@ -360,7 +377,8 @@ pub struct LinkArgs {
   disagg-bench split                                          one machine, over loopback
   disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
   disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10
-  disagg-bench split --interference                           what the split saves under load")]
+  disagg-bench split --interference                           what the split saves under load
+  disagg-bench split --resume reports/20260101T000000Z-split  what Ctrl-C or a failure left out")]
 pub struct SplitArgs {
     /// The decode node [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
@@ -376,6 +394,10 @@ pub struct SplitArgs {
     /// Take the single arm from this file instead of measuring it
     #[arg(long, value_name = "FILE")]
     pub baseline: Option<PathBuf>,
+    /// Finish the interrupted or failed run in this folder, with its own settings; refused if
+    /// anything that matters is another now
+    #[arg(long, value_name = "RUN", conflicts_with = "out")]
+    pub resume: Option<PathBuf>,
     #[command(flatten)]
     pub link: LinkArgs,
     #[command(flatten)]
@@ -426,6 +448,8 @@ pub struct LinkCommandArgs {
     /// Interface, or its address, that connections to the peer leave by [default: as routed]
     #[arg(long, value_name = "ADDRESS|INTERFACE", requires = "peer")]
     pub bind: Option<String>,
+    #[command(flatten)]
+    pub retry: RetryArgs,
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]

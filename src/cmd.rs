@@ -40,10 +40,18 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 /// The run file of a run's folder, or the file itself.
-fn run_file(run: &Path) -> PathBuf {
+pub fn run_file(run: &Path) -> PathBuf {
     match run.is_dir() {
         true => run.join(RUN_FILE),
         false => run.to_owned(),
+    }
+}
+
+/// The folder of a run, of which the folder or its file was given.
+fn folder_of(run: &Path) -> PathBuf {
+    match run.is_dir() {
+        true => run.to_owned(),
+        false => run.parent().unwrap_or(Path::new("")).to_owned(),
     }
 }
 

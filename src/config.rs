@@ -94,8 +94,16 @@ pub fn resolve(
         .get_arguments()
         .filter(|a| is_setting(a))
         .collect();
-    let mut layers = vec![environment_layer(&arguments, variable)];
-    layers.extend(file_layers(&lenient, &arguments, name, folder)?);
+    let resumed = (given.try_get_one::<std::path::PathBuf>("resume")).unwrap_or_default();
+    let layers = match resumed {
+        // Its own settings, wherever they came from then.
+        Some(run) => vec![resumed_layer(run)?],
+        None => {
+            let mut layers = vec![environment_layer(&arguments, variable)];
+            layers.extend(file_layers(&lenient, &arguments, name, folder)?);
+            layers
+        }
+    };
 
     let mut extra: Vec<OsString> = Vec::new();
     let mut origins = BTreeMap::new();
@@ -206,6 +214,36 @@ fn environment_layer(arguments: &[&clap::Arg], variable: impl Fn(&str) -> Option
     Layer {
         origin: Origin::Environment,
         values: values.collect(),
+    }
+}
+
+/// Settings of an interrupted run that say something about this one too.
+const NOT_RESUMED: [&str; 3] = ["out", "output", "resume"];
+
+fn resumed_layer(run: &Path) -> Result<Layer, ConfigError> {
+    let path = crate::cmd::run_file(run);
+    let record = crate::metrics::Record::read(&path).map_err(|why| ConfigError::Content {
+        file: path.display().to_string(),
+        why: format!("{why:#}"),
+    })?;
+    let said = (record.configuration.into_iter())
+        .filter(|(name, setting)| {
+            setting.origin != Origin::Default && !NOT_RESUMED.contains(&name.as_str())
+        })
+        .map(|(name, setting)| (name, json_texts(&setting.value)));
+    Ok(Layer {
+        origin: name_of(&path),
+        values: said.filter(|(_, texts)| !texts.is_empty()).collect(),
+    })
+}
+
+/// A setting as [`value_of`] gives it, in the words of the command line.
+fn json_texts(value: &serde_json::Value) -> Vec<String> {
+    match value {
+        serde_json::Value::Null => Vec::new(),
+        serde_json::Value::String(text) => vec![text.clone()],
+        serde_json::Value::Array(values) => values.iter().flat_map(json_texts).collect(),
+        other => vec![other.to_string()],
     }
 }
 

@@ -4,10 +4,16 @@
 //! It measures and records; what is printed meanwhile is the observer's business.
 
 mod interference;
+mod plan;
+mod remote;
 mod repeats;
+mod resume;
 
 pub use interference::{check_cores, check_scene};
+pub use plan::{Plan, Way};
+pub use remote::Remote;
 pub use repeats::Auto;
+pub use resume::continued;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,23 +23,23 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use self::plan::{fill, sample_of};
 use self::repeats::Rounds;
 use crate::baseline::BaselineFile;
 use crate::check::{self, Tolerance};
 use crate::environment::{Activity, MemoryCopy, process_peak_rss_bytes, reset_peak_rss};
 use crate::link::FitOrigin;
 use crate::metrics::summary::Derivation;
-use crate::metrics::{Arm, Case, Choice, Look, Node, Record, Sample, Status, Stopped, Transfer};
+use crate::metrics::{Arm, Case, Choice, Look, Record, Sample, Status, Transfer};
 use crate::model::engine::Engine;
-use crate::model::kv_cache::{KvDtype, KvLayout};
+use crate::model::kv_cache::KvLayout;
 use crate::model::kv_int8::WireRows;
 use crate::node::generation::Request;
-use crate::node::prefill::{Connection, Outcome, Peer, PrefillNode, single};
+use crate::node::prefill::{Outcome, PrefillNode, single};
 use crate::node::probing::short_fit;
-use crate::node::{Departure, accuracy, wire_dtype};
+use crate::node::{Departure, accuracy};
 use crate::projection::exposure::{self, Cut, Prefill};
-use crate::wire::message::Introduction;
-use crate::wire::{MAX_PIECE_BYTES, WireError};
+use crate::wire::MAX_PIECE_BYTES;
 use crate::workload::Prompt;
 
 /// Round trips taken before the first request; their smallest is the link's.
@@ -50,91 +56,6 @@ const WRITING_SHARE: u32 = 4;
 /// ones stay in the processor's caches, but no more than takes a moment.
 const COPY_MIN_BYTES: usize = 64 << 10;
 const COPY_MAX_BYTES: usize = 64 << 20;
-
-/// Whole prompt on one node, chunked on one node, split.
-const INTERFERENCE_ARMS: u64 = 3;
-
-/// One way of running a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// Both phases on the prefill node.
-    SingleHere,
-    /// Both phases on the decode node: measured where the nodes are unlike.
-    SingleThere,
-    /// Prefill here, decode there, with the cache in this form on the wire.
-    Split(Transfer, WireRows),
-}
-
-/// What is to be measured.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// The prompts, tokenized and within the context.
-    pub prompts: Vec<Prompt>,
-    /// The ways that take turns on each of them.
-    pub ways: Vec<Way>,
-    /// Measured rounds a prompt; with `auto` as many as an interval takes.
-    pub repeats: u32,
-    /// Rounds until something is known well enough, instead of a number.
-    pub auto: Option<Auto>,
-    /// Rounds before.
-    pub warmup: u32,
-    /// Seed of the order of ways within a round.
-    pub seed: u64,
-    /// Element type of all caches.
-    pub kv_dtype: KvDtype,
-    /// Prefill chunk.
-    pub chunk_tokens: Option<u32>,
-    /// Whether to see what a running sequence suffers from another prompt's prefill.
-    pub interference: bool,
-}
-
-impl Plan {
-    /// Requests in all; with `auto` the fewest.
-    pub fn requests(&self) -> u64 {
-        let rounds = u64::from(self.repeats) + u64::from(self.warmup);
-        let scenes = if self.interference {
-            INTERFERENCE_ARMS
-        } else {
-            0
-        };
-        rounds * ((self.prompts.len() * self.ways.len()) as u64 + scenes)
-    }
-
-    /// The request that a prompt becomes under this plan, in one of its ways.
-    pub fn request(&self, prompt: &Prompt, way: Way) -> Request {
-        Request {
-            prompt: prompt.tokens.clone(),
-            output_tokens: prompt.output_tokens,
-            ignore_eos: prompt.ignore_eos,
-            kv_dtype: self.kv_dtype,
-            wire_rows: match way {
-                Way::Split(_, rows) => rows,
-                Way::SingleHere | Way::SingleThere => WireRows::Same,
-            },
-            chunk_tokens: self.chunk_tokens,
-        }
-    }
-}
-
-/// How the decode node is reached again if a connection breaks.
-pub struct Remote<'a> {
-    /// Its address and what it demands.
-    pub peer: &'a Peer,
-    /// What this node says of itself.
-    pub introduction: &'a Introduction,
-    /// The session that is open.
-    pub connection: Option<Connection>,
-}
-
-impl Remote<'_> {
-    async fn connection(&mut self) -> Result<&mut Connection, WireError> {
-        let connection = match self.connection.take() {
-            Some(open) => open,
-            None => Connection::open(self.peer, self.introduction).await?,
-        };
-        Ok(self.connection.insert(connection))
-    }
-}
 
 /// A running experiment.
 pub struct Experiment<'a> {
@@ -164,6 +85,8 @@ pub enum Progress<'a> {
 /// How far a run has come.
 struct Course {
     random: StdRng,
+    /// Position of the prompt that is measured.
+    case: usize,
     /// Requests so far.
     order: u32,
     /// The latest of each length, for `auto`.
@@ -179,7 +102,8 @@ impl Experiment<'_> {
     pub async fn run(&mut self, plan: &Plan) -> anyhow::Result<()> {
         let mut course = Course {
             random: StdRng::seed_from_u64(plan.seed),
-            order: 0,
+            case: 0,
+            order: self.next_order(),
             prefills: Vec::new(),
             first_failure: None,
             written: self.write()?,
@@ -191,6 +115,7 @@ impl Experiment<'_> {
         self.look(None, None);
         let started = Instant::now();
         for (number, prompt) in plan.prompts.iter().enumerate() {
+            course.case = number;
             let waiting = plan.prompts.len() - 1 - number;
             let rounds = Rounds::new(plan.repeats, plan.auto, started, waiting);
             self.measure_prompt(plan, prompt, rounds, &mut course)
@@ -229,8 +154,35 @@ impl Experiment<'_> {
         rounds: Rounds,
         course: &mut Course,
     ) -> anyhow::Result<()> {
+        // Of a run that is resumed it may be there already.
+        if course.case == self.record.cases.len() {
+            self.record.cases.push(self.new_case(plan, prompt));
+        }
+        if self.is_complete(plan, course.case) {
+            return Ok(());
+        }
+        for round in 0..plan.warmup {
+            self.measure_round(plan, prompt, round, true, course)
+                .await?;
+        }
+        let mut round = 0;
+        let stopped = loop {
+            let case = &self.record.cases[course.case];
+            if let Some(stopped) = rounds.end(round, case, &Derivation::of(self.record)) {
+                break stopped;
+            }
+            self.measure_round(plan, prompt, round, false, course)
+                .await?;
+            round += 1;
+        };
+        self.record.cases[course.case].stopped = stopped;
+        course.written = self.write()?;
+        Ok(())
+    }
+
+    fn new_case(&self, plan: &Plan, prompt: &Prompt) -> Case {
         let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
-        self.record.cases.push(Case {
+        Case {
             prompt: prompt.name.clone(),
             prompt_digest: prompt.digest(),
             prompt_tokens: prompt.tokens.len() as u32,
@@ -241,28 +193,28 @@ impl Experiment<'_> {
             check: None,
             lossy: Vec::new(),
             stopped: None,
-        });
-        for round in 0..plan.warmup {
-            self.measure_round(plan, prompt, round, true, course)
-                .await?;
         }
-        let mut round = 0;
-        let stopped = loop {
-            if let Some(stopped) = self.ended(rounds, round) {
-                break stopped;
-            }
-            self.measure_round(plan, prompt, round, false, course)
-                .await?;
-            round += 1;
-        };
-        if let Some(case) = self.record.cases.last_mut() {
-            case.stopped = stopped;
-        }
-        course.written = self.write()?;
-        Ok(())
     }
 
-    /// Every way once, in an order by chance.
+    /// Whether a case has all that is asked for: in a resumed run alone.
+    fn is_complete(&self, plan: &Plan, case: usize) -> bool {
+        let case = &self.record.cases[case];
+        let has = |way: &Way, repeat| resume::is_measured(&case.samples, *way, repeat);
+        match plan.auto {
+            Some(_) => case.stopped.is_some(),
+            None => (0..plan.repeats).all(|repeat| plan.ways.iter().all(|way| has(way, repeat))),
+        }
+    }
+
+    /// Position of the next request in the run: behind those of the part that was interrupted.
+    fn next_order(&self) -> u32 {
+        let samples = self.record.cases.iter().flat_map(|case| &case.samples);
+        // Those of a baseline that stands in were not measured in this run.
+        let own = samples.filter(|s| self.stand_in.is_none() || s.arm != Arm::Single);
+        own.map(|s| s.order + 1).max().unwrap_or(0)
+    }
+
+    /// Every way once, in an order by chance, but for those that a resumed run has already.
     async fn measure_round(
         &mut self,
         plan: &Plan,
@@ -275,12 +227,17 @@ impl Experiment<'_> {
         let tokens = prompt.tokens.len() as u32;
         let mut ways = plan.ways.clone();
         ways.shuffle(&mut course.random);
+        let samples = &self.record.cases[course.case].samples;
+        ways.retain(|way| warmup || !resume::is_measured(samples, *way, repeat));
         for way in ways {
             (self.observer)(Progress::Next(&prompt.name));
             let order = course.order;
             let choice = self.choose(way, layout, &course.prefills, tokens);
             let outcome = (self.request(way, choice, &plan.request(prompt, way))).await;
             let mut sample = sample_of(way, plan, self.streams(), repeat, warmup, order);
+            if way != Way::SingleHere {
+                sample.connect_attempts = self.remote.as_mut().and_then(|r| r.attempts.take());
+            }
             sample.choice = choice;
             course.order += 1;
             match outcome {
@@ -301,20 +258,14 @@ impl Experiment<'_> {
                 }
             }
             (self.observer)(Progress::Done);
-            self.add(sample);
+            self.record.cases[course.case].samples.push(sample);
         }
-        self.check_case();
+        self.check_case(course.case);
         let (written, took) = course.written;
         if written.elapsed() > took * WRITING_SHARE {
             course.written = self.write()?;
         }
         self.stay_connected().await
-    }
-
-    /// Whether the current prompt has had its rounds.
-    fn ended(&self, rounds: Rounds, measured: u32) -> Option<Option<Stopped>> {
-        let case = self.record.cases.last()?;
-        rounds.end(measured, case, &Derivation::of(self.record))
     }
 
     /// Notes what both nodes did so far.
@@ -367,7 +318,9 @@ impl Experiment<'_> {
             return Ok(());
         };
         let connection = remote.connection().await?;
-        link.round_trips_ns = connection.round_trips(ROUND_TRIPS).await?;
+        if link.round_trips_ns.is_empty() {
+            link.round_trips_ns = connection.round_trips(ROUND_TRIPS).await?;
+        }
         if link.fit.is_none() {
             let layout = self.node.compute.engine().shape().kv_layout(plan.kv_dtype);
             let longest = plan.prompts.iter().map(|p| p.tokens.len()).max();
@@ -445,10 +398,7 @@ impl Experiment<'_> {
             .remote
             .as_mut()
             .context("this way needs a decode node")?;
-        let mut connection = match remote.connection.take() {
-            Some(open) => open,
-            None => Connection::open(remote.peer, remote.introduction).await?,
-        };
+        let mut connection = remote.take().await?;
         let outcome = match way {
             Way::Split(transfer, _) => {
                 let departure = match choice.map_or(transfer, |choice| choice.picked) {
@@ -485,18 +435,11 @@ impl Experiment<'_> {
         self.remote.as_ref().map_or(0, |remote| remote.peer.streams)
     }
 
-    fn add(&mut self, sample: Sample) {
-        if let Some(case) = self.record.cases.last_mut() {
-            case.samples.push(sample);
-        }
-    }
-
-    fn check_case(&mut self) {
+    fn check_case(&mut self, case: usize) {
         let tolerance = Tolerance::for_weights(&self.record.model.weights);
         let demanded = check::demanded(self.record);
-        if let Some(case) = self.record.cases.last_mut() {
-            case.check = check::check(case, demanded, tolerance);
-        }
+        let case = &mut self.record.cases[case];
+        case.check = check::check(case, demanded, tolerance);
     }
 }
 
@@ -504,43 +447,6 @@ impl Experiment<'_> {
 pub fn now() -> String {
     let now = jiff::Timestamp::now();
     format!("{now:.0}")
-}
-
-fn sample_of(way: Way, plan: &Plan, streams: u32, repeat: u32, warmup: bool, order: u32) -> Sample {
-    let (arm, node, transfer, wire_rows) = match way {
-        Way::SingleHere => (Arm::Single, Node::Prefill, None, None),
-        Way::SingleThere => (Arm::Single, Node::Decode, None, None),
-        Way::Split(transfer, rows) => (Arm::Split, Node::Decode, Some(transfer), Some(rows)),
-    };
-    Sample {
-        arm,
-        node,
-        transfer,
-        choice: None,
-        idle_before_ns: None,
-        waiting_ahead: None,
-        kv_dtype: plan.kv_dtype.into(),
-        wire_dtype: wire_rows.map(|rows| wire_dtype(rows, plan.kv_dtype)),
-        streams: transfer.map_or(0, |_| streams),
-        chunk_tokens: plan.chunk_tokens,
-        warmup,
-        repeat,
-        order,
-        wire_payload_bytes: 0,
-        wire_framing_bytes: 0,
-        output: None,
-        events: Vec::new(),
-        error: None,
-    }
-}
-
-fn fill(sample: &mut Sample, outcome: Outcome) {
-    sample.wire_payload_bytes = outcome.wire_payload_bytes;
-    sample.wire_framing_bytes = outcome.wire_framing_bytes;
-    sample.idle_before_ns = outcome.idle_before_ns;
-    sample.waiting_ahead = outcome.waiting_ahead;
-    sample.output = Some(outcome.output);
-    sample.events = outcome.events;
 }
 
 /// Checks that every prompt and its answer fit the model's context, before anything runs.

@@ -125,6 +125,9 @@ pub struct RunInfo {
     pub profile: String,
     /// UTC, RFC 3339.
     pub started_at: String,
+    /// UTC, RFC 3339; when an interrupted run was taken up again, once each time.
+    #[serde(default)]
+    pub resumed_at: Vec<String>,
     /// UTC, RFC 3339; null while running.
     pub finished_at: Option<String>,
     /// How far it came.
@@ -388,10 +391,14 @@ pub struct Sample {
     /// first piece; null where it was their first, and where no cache was sent.
     #[serde(default)]
     pub idle_before_ns: Option<u64>,
-    /// Requests that the decode node had before this one when it admitted it; null where it took
-    /// no part.
+    /// The most other requests that the decode node had at any moment of this one; null where it
+    /// took no part. Earlier records have those when it was admitted.
+    #[serde(default, alias = "waiting_ahead")]
+    pub others_in_flight: Option<u32>,
+    /// How often the connection was tried right before this request until it was open; null where
+    /// one was kept from the request before.
     #[serde(default)]
-    pub waiting_ahead: Option<u32>,
+    pub connect_attempts: Option<u32>,
     /// Prefill chunk; null for the whole prompt at once.
     pub chunk_tokens: Option<u32>,
     /// Not part of any figure.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -96,6 +97,28 @@ pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBu
         .into());
     }
     Ok(folder)
+}
+
+/// Keeps other processes from measuring into the same folder for as long as the result lives.
+pub fn claim(folder: &Path) -> Result<File, Failure> {
+    let path = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    let refuse = |why: String| {
+        Failure::Setting(format!(
+            "cannot claim {}: {why}: choose another folder with --out",
+            path.display()
+        ))
+    };
+    let opened = File::open(path).map_err(|error| refuse(error.to_string()))?;
+    match opened.try_lock() {
+        Ok(()) => Ok(opened),
+        Err(TryLockError::WouldBlock) => Err(refuse("another process is measuring into it".into())),
+        // A file system without locks keeps nobody out.
+        Err(TryLockError::Error(_)) => Ok(opened),
+    }
 }
 
 /// Creates a folder where it is missing, and makes sure that files can be made in it.
@@ -252,6 +275,7 @@ pub fn record(
             git_revision: environment.build.git_revision.clone(),
             profile: environment.build.profile.clone(),
             started_at: now(),
+            resumed_at: Vec::new(),
             finished_at: None,
             status: Status::Running,
             seed,

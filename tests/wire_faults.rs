@@ -64,7 +64,7 @@ impl Lab {
         let (read, mut write) = connected.unwrap().0.into_split();
         let mut reader = FrameReader::new(read);
         let mut writer = FrameWriter::new(&mut write);
-        let session = initiate(&mut reader, &mut writer, &self.introduction, None).await;
+        let session = initiate(&mut reader, &mut writer, &self.introduction, None, DEADLINE).await;
         Link {
             reader,
             write,

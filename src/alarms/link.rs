@@ -81,28 +81,44 @@ pub(super) fn cold_connections(cases: &[SummaryCase]) -> Option<String> {
     })
 }
 
-/// What the decode node had to do for others meanwhile: requests that it admitted beyond ours, or,
-/// where it does not count them, those that it had when it admitted ours. (The latter alone would
-/// not do: a request of ours that has just ended can still be there.)
+/// What the decode node had to do for others meanwhile: requests that it admitted beyond ours, and
+/// those of ours that met any.
 pub(super) fn others_in_flight(record: &Record) -> Option<String> {
     let samples = || record.cases.iter().flat_map(|c| &c.samples);
-    let what = match record.observed.admitted() {
-        Some((admitted, after, upto)) => {
+    let foreign = record
+        .observed
+        .admitted()
+        .into_iter()
+        .map(|(admitted, after, upto)| {
             let at_decode = |s: &&Sample| s.arm == Arm::Split || s.node == Node::Decode;
             let is_between = |s: &&Sample| s.order > after && s.order <= upto;
             let ours = samples().filter(at_decode).filter(is_between).count();
-            let foreign = (admitted as usize).saturating_sub(ours);
-            (foreign > 0).then(|| format!("admitted {} of others", count(foreign, "request")))
-        }
-        None => {
-            let measured = samples().filter(|s| s.is_measured());
-            let waited = measured.filter(|s| s.waiting_ahead.is_some_and(|ahead| ahead > 0));
-            let waited = waited.count();
-            (waited > 0).then(|| format!("had other work before {}", count(waited, "request")))
-        }
-    };
+            (admitted as usize).saturating_sub(ours)
+        });
+    let measured = samples().filter(|s| s.is_measured());
+    let met = measured.filter(|s| s.others_in_flight.is_some_and(|others| others > 0));
+    let seen = |n: usize| Some(n).filter(|n| *n > 0);
+    let admitted =
+        seen(foreign.sum()).map(|n| format!("admitted {} of others", count(n, "request")));
+    let met =
+        (seen(met.count())).map(|n| format!("had requests of others in flight beside {n} of ours"));
+    let what: Vec<String> = admitted.into_iter().chain(met).collect();
+    (!what.is_empty()).then(|| {
+        format!(
+            "the decode node {} during this run: measure while nobody else uses it",
+            what.join(" and ")
+        )
+    })
+}
+
+/// Requests whose connection had to be tried more than once.
+pub(super) fn retried_connections(record: &Record) -> Option<String> {
+    let samples = record.cases.iter().flat_map(|c| &c.samples);
+    let retried = samples.filter(|s| s.connect_attempts.is_some_and(|n| n > 1));
+    let retried = Some(retried.count()).filter(|n| *n > 0)?;
     Some(format!(
-        "the decode node {} during this run: measure while nobody else uses it",
-        what?
+        "before {} the decode node was reached only after several attempts: see its own output for \
+         what stopped or filled it",
+        count(retried, "request")
     ))
 }

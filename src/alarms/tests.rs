@@ -273,8 +273,11 @@ fn requests_of_others_are_counted() {
     );
     let mut uncounted = record(vec![usual_case(512)]);
     assert!(alarms(&uncounted).is_empty());
-    uncounted.cases[0].samples[1].waiting_ahead = Some(1);
-    assert!(only_alarm(&uncounted).starts_with("the decode node had other work before 1 request"));
+    uncounted.cases[0].samples[1].others_in_flight = Some(1);
+    assert!(
+        only_alarm(&uncounted)
+            .starts_with("the decode node had requests of others in flight beside 1 of ours")
+    );
 }
 
 #[test]

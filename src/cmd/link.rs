@@ -19,7 +19,7 @@ use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::published::{self, PublishedShape};
 use crate::node;
 use crate::node::observing::Watch;
-use crate::node::prefill::{Connection, Peer};
+use crate::node::prefill::{Connection, Patience, Peer};
 use crate::node::probing::{CacheShape, filled, is_refusal, timed};
 use crate::terminal::{Task, Terminal};
 use crate::wire::MAX_PIECE_BYTES;
@@ -42,7 +42,14 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
     let congestion = args.socket.congestion_control.as_deref();
     let (mut peer, local) = match &args.peer {
         Some(address) => (
-            remote_peer_with(address, &args.token, &args.socket, args.bind.as_deref(), 1)?,
+            remote_peer_with(
+                address,
+                &args.token,
+                &args.socket,
+                &args.retry,
+                args.bind.as_deref(),
+                1,
+            )?,
             None,
         ),
         None => {
@@ -59,6 +66,8 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
                 congestion_control: congestion.map(str::to_owned),
                 streams: 1,
                 source: None,
+                retry_for: Duration::ZERO,
+                patience: Patience::USUAL,
             };
             (peer, Some(local))
         }

@@ -1,12 +1,13 @@
-//! `serve-decode`: the decode node, until Ctrl-C.
+//! `serve-decode`: the decode node, until it is told to stop.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
-use crate::cli::ServeDecodeArgs;
+use crate::cli::{LimitArgs, ServeDecodeArgs};
 use crate::environment::{Environment, process_rss_bytes, reset_peak_rss};
 use crate::failure::Failure;
 use crate::local_peer::LISTENING;
@@ -14,11 +15,11 @@ use crate::model::cache_pool::CachePool;
 use crate::model::engine::Engine;
 use crate::node;
 use crate::node::compute::Compute;
-use crate::node::decode::{DecodeNode, Served, ServedRequest, serve};
+use crate::node::decode::{DecodeNode, InFlight, Limits, Served, ServedRequest, serve};
 use crate::node::reception::Sessions;
 use crate::preparation;
 use crate::terminal::{self, Terminal};
-use crate::wire::socket;
+use crate::wire::{FrameLimits, Pace, message, socket};
 
 /// Characters of an answer that are shown.
 const SHOWN_CHARS: usize = 160;
@@ -43,7 +44,7 @@ pub fn run(
     let network_cores = args.socket.network_cores.as_ref();
     let mut environment = Environment::capture(threads);
     environment.network_cores = network_cores.cloned();
-    let (engine, introduction) = match args.link_only {
+    let (engine, mut introduction) = match args.link_only {
         true => (None, node::introduction_for_link(&environment)?),
         false => {
             let file = preparation::model_file(&args.model, terminal)?;
@@ -52,6 +53,15 @@ pub fn run(
             let introduction = node::introduction(&engine, &environment)?;
             (Some(engine), introduction)
         }
+    };
+    let limits = &args.limits;
+    let cache_bytes = limits
+        .max_cache
+        .unwrap_or(introduction.limits.max_cache_bytes);
+    introduction.limits = message::Limits {
+        max_piece_bytes: limits.max_piece,
+        max_cache_bytes: cache_bytes,
+        ..introduction.limits
     };
     let printer = engine.clone();
     let compute = engine.map(Compute::start).transpose()?;
@@ -62,7 +72,9 @@ pub fn run(
         introduction,
         compute,
         loaded_bytes: process_rss_bytes(),
-        pool: CachePool::new(node::cache_limit_bytes(&environment)),
+        pool: CachePool::new(usize::try_from(cache_bytes).unwrap_or(usize::MAX)),
+        limits: node_limits(limits),
+        in_flight: InFlight::default(),
         token,
         congestion_control: args.socket.congestion_control.clone(),
         corrupt_layer: args.corrupt_layer,
@@ -75,15 +87,44 @@ pub fn run(
             }
         }),
     });
-    runtime.block_on(async {
+    let told = runtime.block_on(async {
         // First of all: whoever reads the address may want to stop the node at once.
-        let shutdown = shutdown(args.until_stdin_closes).context("cannot listen for signals")?;
+        let told = told_to_end(args.until_stdin_closes).context("cannot listen for signals")?;
         terminal::print(&format!("{LISTENING}{address}"))?;
         terminal.line("stop with Ctrl-C");
-        (serve(listener, node, shutdown).await).context("cannot serve")
+        let drain = async {
+            until(told.clone(), Told::Finish).await;
+            terminal.line("finishing what is under way; a second signal stops at once");
+        };
+        let stop = until(told.clone(), Told::Stop);
+        (serve(listener, node, drain, stop).await).context("cannot serve")?;
+        anyhow::Ok(*told.borrow())
     })?;
     terminal.line("stopped");
-    Ok(())
+    match told == Told::Stop && !args.until_stdin_closes {
+        true => Err(Failure::Interrupted.into()),
+        false => Ok(()),
+    }
+}
+
+/// The node's limits as the flags give them.
+fn node_limits(args: &LimitArgs) -> Limits {
+    Limits {
+        connections: args.max_connections as usize,
+        requests: args.max_requests as usize,
+        frames: FrameLimits {
+            control_bytes: args.max_message,
+            piece_bytes: args.max_piece,
+        },
+        prompt_tokens: args.max_prompt_tokens,
+        output_tokens: args.max_output_tokens,
+        handshake: args.handshake_timeout,
+        idle: args.idle_timeout,
+        pace: Pace {
+            grace: args.frame_timeout,
+            bytes_per_s: args.min_rate,
+        },
+    }
 }
 
 fn check_layer(layer: Option<usize>, engine: &Engine) -> Result<(), Failure> {
@@ -97,33 +138,48 @@ fn check_layer(layer: Option<usize>, engine: &Engine) -> Result<(), Failure> {
     }
 }
 
-/// Resolves at Ctrl-C or SIGTERM, or when the parent lets go of stdin. Signals count from now on.
-fn shutdown(until_stdin_closes: bool) -> std::io::Result<impl Future<Output = ()>> {
-    let (closed, stdin_closed) = tokio::sync::oneshot::channel();
-    let signals = match until_stdin_closes {
-        true => {
-            // A plain thread: a blocking read on the runtime's pool would hold up its end.
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-                let _ = closed.send(());
-            });
-            None
+/// What a node was told of its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Told {
+    Nothing,
+    /// To finish what is under way.
+    Finish,
+    /// To stop at once.
+    Stop,
+}
+
+/// The first Ctrl-C or SIGTERM asks to finish, the second to stop; so does the parent that lets go
+/// of stdin. Signals count from now on.
+fn told_to_end(until_stdin_closes: bool) -> std::io::Result<watch::Receiver<Told>> {
+    let (tell, told) = watch::channel(Told::Nothing);
+    if until_stdin_closes {
+        // A plain thread: a blocking read on the runtime's pool would hold up its end.
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            tell.send_replace(Told::Stop);
+        });
+        return Ok(told);
+    }
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::spawn(async move {
+        for next in [Told::Finish, Told::Stop] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tell.send_replace(next);
         }
-        false => Some((
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-        )),
-    };
-    Ok(async move {
-        let Some((mut interrupt, mut terminate)) = signals else {
-            let _ = stdin_closed.await;
-            return;
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
+    });
+    Ok(told)
+}
+
+/// Resolves once the node was told this, or more.
+async fn until(mut told: watch::Receiver<Told>, what: Told) {
+    if told.wait_for(|told| *told >= what).await.is_err() {
+        // Nobody is left who could tell.
+        std::future::pending().await
+    }
 }
 
 /// What the notebook's decode node prints, with the figures put right.

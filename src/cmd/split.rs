@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs;
+use std::path::Path;
+use std::time::Duration;
 
 use crate::baseline::{self, Config};
-use crate::cli::{LinkArgs, SocketArgs, SplitArgs, TokenArgs};
+use crate::cli::{LinkArgs, RetryArgs, SocketArgs, SplitArgs, TokenArgs};
 use crate::cores;
 use crate::environment::{Environment, carrying_interface, same_bits_expected};
-use crate::experiment::{Remote, Way, check_cores, check_scene};
+use crate::experiment::{Remote, Way, check_cores, check_scene, continued};
 use crate::failure::Failure;
 use crate::link::KeptFit;
 use crate::local_peer::{LocalPeer, Placing, network_cores};
-use crate::metrics::{LinkRecord, Record, Setting};
+use crate::metrics::{LinkRecord, Record, Setting, Status};
 use crate::node;
-use crate::node::prefill::{Connection, Peer};
+use crate::node::prefill::{Connection, Patience, Peer};
 use crate::preparation::{self, RUN_FILE};
 use crate::report::number::count;
 use crate::terminal::Terminal;
@@ -28,7 +30,12 @@ pub fn run(
     threads: usize,
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
-    let folder = preparation::output_folder(args.run.out.as_deref(), "split")?;
+    let interrupted = args.resume.as_deref().map(interrupted).transpose()?;
+    let folder = match &args.resume {
+        Some(run) => super::folder_of(run),
+        None => preparation::output_folder(args.run.out.as_deref(), "split")?,
+    };
+    let _claim = preparation::claim(&folder)?;
     let kept_fit = kept_fit(&args.link)?;
     let decode_cores = args.decode_cores.as_ref();
     if let Some(cores) = decode_cores {
@@ -103,12 +110,17 @@ pub fn run(
                 congestion_control: congestion.map(str::to_owned),
                 streams: args.link.streams,
                 source: None,
+                retry_for: Duration::ZERO,
+                patience: Patience::USUAL,
             },
             (None, None) => unreachable!("without a peer a local one was started"),
         };
         let remote = connect(&peer, &introduction, kept_fit, &mut record).await?;
         if args.interference {
             check_cores(&record)?;
+        }
+        if let Some(interrupted) = interrupted {
+            record = continued(interrupted, &record, &prompts)?;
         }
         let mut ways = split_ways(&args.link);
         if stand_in.is_none() {
@@ -123,6 +135,23 @@ pub fn run(
     // The decode node ends before the results are shown.
     drop(local);
     super::conclude(&record, &folder, &args.run.output, outcome, terminal)
+}
+
+/// A run that has something left to be measured.
+fn interrupted(run: &Path) -> Result<Record, Failure> {
+    let record = super::read_run(run)?;
+    match (record.run.command.as_str(), record.run.status) {
+        ("split", Status::Complete) => Err(Failure::Setting(format!(
+            "--resume {}: this run is complete, nothing is left to be measured: leave --resume out \
+             for a new one",
+            run.display()
+        ))),
+        ("split", _) => Ok(record),
+        (other, _) => Err(Failure::Setting(format!(
+            "--resume {}: this is a run of `{other}`, wanted one of `split`",
+            run.display()
+        ))),
+    }
 }
 
 /// Gives both nodes cores of their own where the interference between them is to be measured on
@@ -178,7 +207,14 @@ pub(super) fn kept_fit(link: &LinkArgs) -> Result<Option<KeptFit>, Failure> {
 /// The decode node that the user names, with the token that it will demand.
 pub(super) fn remote_peer(address: &str, link: &LinkArgs) -> anyhow::Result<Peer> {
     let (bind, streams) = (link.bind.as_deref(), link.streams);
-    remote_peer_with(address, &link.token, &link.socket, bind, streams)
+    remote_peer_with(
+        address,
+        &link.token,
+        &link.socket,
+        &link.retry,
+        bind,
+        streams,
+    )
 }
 
 /// As [`remote_peer`], from the flags that `link` has too.
@@ -186,6 +222,7 @@ pub(super) fn remote_peer_with(
     address: &str,
     token_args: &TokenArgs,
     socket_args: &SocketArgs,
+    retry: &RetryArgs,
     bind: Option<&str>,
     streams: u32,
 ) -> anyhow::Result<Peer> {
@@ -203,6 +240,8 @@ pub(super) fn remote_peer_with(
         congestion_control: socket_args.congestion_control.clone(),
         streams,
         source: bind.map(preparation::source).transpose()?,
+        retry_for: retry.retry_for,
+        patience: Patience::USUAL,
     })
 }
 
@@ -243,11 +282,7 @@ pub(super) async fn connect<'a>(
         fit_origin: kept_fit.map(|kept| kept.origin),
         interface: carrying_interface(connection.facts()),
     });
-    Ok(Remote {
-        peer,
-        introduction,
-        connection: Some(connection),
-    })
+    Ok(Remote::new(peer, introduction, connection))
 }
 
 /// Whether the nodes differ, so that each must be measured alone.

@@ -105,10 +105,7 @@ impl Experiment<'_> {
             .remote
             .as_mut()
             .context("this arm needs a decode node")?;
-        let mut first = match remote.connection.take() {
-            Some(open) => open,
-            None => Connection::open(remote.peer, remote.introduction).await?,
-        };
+        let mut first = remote.take().await?;
         let mut other = match second.take() {
             Some(open) => open,
             None => Connection::open(remote.peer, remote.introduction).await?,

@@ -58,16 +58,15 @@ impl OtherLoad {
 }
 
 impl Observed {
-    /// First and last look that saw the decode node.
-    fn decode_span(&self) -> Option<(&Look, &Look)> {
-        let mut seen = self.looks.iter().filter(|look| look.decode.is_some());
-        let first = seen.next()?;
-        Some((first, seen.next_back()?))
+    /// The looks of each sitting: counters start anew in each process of a resumed run.
+    fn sittings(&self) -> impl Iterator<Item = &[Look]> {
+        self.looks.chunk_by(|_, next| next.order.is_some())
     }
 
-    /// On the prefill node's machine. Where both nodes share it, the decode node's work is ours.
+    /// On the prefill node's machine, the busiest sitting. Where both nodes share it, the decode
+    /// node's work is ours.
     pub fn other_load_of_prefill(&self, shared_machine: bool) -> Option<OtherLoad> {
-        match (shared_machine, self.decode_span()) {
+        let of_sitting = |looks: &[Look]| match (shared_machine, decode_span(looks)) {
             (true, Some((first, last))) => {
                 let cpu_ns = |look: &Look| Some(look.decode?.process_cpu_ns);
                 let theirs = cpu_ns(last)?.saturating_sub(cpu_ns(first)?);
@@ -75,16 +74,20 @@ impl Observed {
             }
             (true, None) => None,
             (false, _) => {
-                let (first, last) = (self.looks.first()?, self.looks.last()?);
+                let (first, last) = (looks.first()?, looks.last()?);
                 OtherLoad::between(&first.prefill, &last.prefill, 0)
             }
-        }
+        };
+        busiest(self.sittings().filter_map(of_sitting))
     }
 
-    /// On the decode node's machine, where that is another one.
+    /// On the decode node's machine, where that is another one; the busiest sitting.
     pub fn other_load_of_decode(&self) -> Option<OtherLoad> {
-        let (first, last) = self.decode_span()?;
-        OtherLoad::between(&first.decode?, &last.decode?, 0)
+        let of_sitting = |looks: &[Look]| {
+            let (first, last) = decode_span(looks)?;
+            OtherLoad::between(&first.decode?, &last.decode?, 0)
+        };
+        busiest(self.sittings().filter_map(of_sitting))
     }
 
     /// Lowest and highest frequency of a node's fastest core behind requests.
@@ -109,14 +112,27 @@ impl Observed {
         (!cores.is_empty()).then(|| same as f64 / cores.len() as f64)
     }
 
-    /// Requests that the decode node admitted between the first and the last look at it, and the
-    /// positions in the run between which those were.
-    pub fn admitted(&self) -> Option<(u64, u32, u32)> {
-        let (first, last) = self.decode_span()?;
-        let admitted = last
-            .decode?
-            .requests?
-            .checked_sub(first.decode?.requests?)?;
-        Some((admitted, first.order?, last.order?))
+    /// Requests that the decode node admitted between the first and the last look at it in each
+    /// sitting, and the positions in the run between which those were.
+    pub fn admitted(&self) -> Vec<(u64, u32, u32)> {
+        let of_sitting = |looks: &[Look]| {
+            let (first, last) = decode_span(looks)?;
+            let count = |look: &Look| look.decode?.requests;
+            // Fewer than before: it was started anew meanwhile.
+            let admitted = count(last)?.checked_sub(count(first)?)?;
+            Some((admitted, first.order?, last.order?))
+        };
+        self.sittings().filter_map(of_sitting).collect()
     }
+}
+
+/// First and last look that saw the decode node.
+fn decode_span(looks: &[Look]) -> Option<(&Look, &Look)> {
+    let mut seen = looks.iter().filter(|look| look.decode.is_some());
+    let first = seen.next()?;
+    Some((first, seen.next_back()?))
+}
+
+fn busiest(loads: impl Iterator<Item = OtherLoad>) -> Option<OtherLoad> {
+    loads.max_by(|a, b| a.programs_cores.total_cmp(&b.programs_cores))
 }

@@ -103,6 +103,11 @@ impl CachePool {
         })
     }
 
+    /// Bytes of the caches that are out.
+    pub fn in_use_bytes(&self) -> usize {
+        self.state().in_use_bytes
+    }
+
     /// Bytes of all caches, in use and free.
     pub fn held_bytes(&self) -> usize {
         let state = self.state();

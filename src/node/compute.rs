@@ -1,5 +1,8 @@
-//! The thread that runs the model: one job at a time, never on the network's thread.
+//! The thread that runs the model, never the network's. Jobs take turns on it: a request gives it
+//! back behind every step, so that a long answer holds up nobody.
 
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,7 +23,8 @@ use crate::model::kv_cache::{KvCache, KvDtype};
 /// machine too, which an idle machine does not have. Candle's workers inherit it.
 const COMPUTE_NICENESS: i32 = 10;
 
-type Job = Box<dyn FnOnce(&Engine) + Send>;
+/// Goes on where it stopped; called until it breaks.
+type Job = Box<dyn FnMut(&Engine) -> ControlFlow<()> + Send>;
 
 /// Hands jobs to the compute thread, which ends with the last handle.
 #[derive(Clone)]
@@ -41,11 +45,27 @@ impl Compute {
             .spawn(move || {
                 // Without the right to it, as in some containers, it runs at the usual priority.
                 let _ = rustix::process::setpriority_process(None, COMPUTE_NICENESS);
-                for job in inbox {
+                let mut jobs = VecDeque::new();
+                loop {
+                    if jobs.is_empty() {
+                        match inbox.recv() {
+                            Ok(job) => jobs.push_back(job),
+                            Err(_) => return,
+                        }
+                    }
+                    jobs.extend(inbox.try_iter());
+                    let Some(mut job) = jobs.pop_front() else {
+                        continue;
+                    };
                     // A job that panics drops its channel, which its owner sees as a failure;
                     // the thread must live on for the others.
-                    let _ = std::panic::catch_unwind(AssertUnwindSafe(|| job(&model)));
-                    left.fetch_sub(1, Ordering::Relaxed);
+                    let turn = std::panic::catch_unwind(AssertUnwindSafe(|| job(&model)));
+                    match turn {
+                        Ok(ControlFlow::Continue(())) => jobs.push_back(job),
+                        Ok(ControlFlow::Break(())) | Err(_) => {
+                            left.fetch_sub(1, Ordering::Relaxed);
+                        }
+                    }
                 }
             })
             .context("cannot start the compute thread")?;
@@ -83,8 +103,20 @@ impl Compute {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Queues a job behind those already there.
+    /// Queues a job of one turn behind those already there.
     pub fn submit(&self, job: impl FnOnce(&Engine) + Send + 'static) {
+        let mut job = Some(job);
+        self.submit_turns(move |engine| {
+            if let Some(job) = job.take() {
+                job(engine);
+            }
+            ControlFlow::Break(())
+        });
+    }
+
+    /// Queues a job that is called until it breaks; between two of its turns every other job has
+    /// one.
+    pub fn submit_turns(&self, job: impl FnMut(&Engine) -> ControlFlow<()> + Send + 'static) {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         // The receiver lives as long as the thread, and that as long as this sender.
         let _ = self.jobs.send(Box::new(job));

@@ -1,29 +1,38 @@
 //! The decode node: takes caches from prefill nodes, decodes, streams tokens back.
 //!
 //! One task a connection, one compute thread for all; several peers may be connected and their
-//! requests take turns. A connection that breaks a rule is told why and closed, and the node
-//! goes on. `joined` serves a session's further connections, `probe` the link without a model,
-//! `answer` is what is gathered of one answer.
+//! requests take turns, a decode step each. A connection that breaks a rule is told why and closed,
+//! and the node goes on. `limits` is what peers may make it hold and wait for, `accepting` takes
+//! their connections, `joined` serves a session's further ones, `probe` the link without a model,
+//! `answer` is what is gathered of one answer, `in_flight` counts the requests.
 
+mod accepting;
 mod answer;
+mod in_flight;
 mod joined;
+mod limits;
 mod probe;
 
+pub use accepting::serve;
+pub use in_flight::InFlight;
+pub use limits::Limits;
 pub use probe::probe_layout;
 
-use std::future::Future;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use self::answer::Answer;
+use self::in_flight::Place;
 use super::compute::Compute;
-use super::generation::{self, Clock, Emission, Proofs, Request};
+use super::generation::{Clock, Emission, Generation, Request};
 use super::reception::{Reception, Sessions, SharedSession};
 use crate::environment::{Activity, process_peak_rss_bytes};
 use crate::metrics::{Event, EventName, Node};
@@ -31,12 +40,10 @@ use crate::model::cache_pool::{CachePool, PoolFull, Pooled};
 use crate::model::engine::Engine;
 use crate::wire::handshake::refuse;
 use crate::wire::message::{
-    self, Admit, Failed, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Refuse, RefuseCode,
+    Admit, Failed, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Refuse, RefuseCode,
     Start, TokenMessage,
 };
-use crate::wire::{
-    FrameReader, FrameWriter, Header, Kind, Session, Token, WireError, respond, socket,
-};
+use crate::wire::{FrameReader, FrameWriter, Header, Kind, Session, Token, WireError};
 
 /// What a decode node needs to serve.
 pub struct DecodeNode {
@@ -56,6 +63,10 @@ pub struct DecodeNode {
     pub corrupt_layer: Option<usize>,
     /// Told of what happens; must not block.
     pub observer: Box<dyn Fn(Served) + Send + Sync>,
+    /// What it takes from its peers.
+    pub limits: Limits,
+    /// Requests that are served now.
+    pub in_flight: InFlight,
     /// What further connections can join.
     pub sessions: Sessions,
     /// Requests of all peers that were admitted so far.
@@ -119,63 +130,6 @@ pub struct ServedRequest {
     pub tokens: Vec<u32>,
 }
 
-/// Serves peers until `shutdown` resolves, then drops all connections.
-pub async fn serve(
-    listener: TcpListener,
-    node: Arc<DecodeNode>,
-    shutdown: impl Future<Output = ()>,
-) -> std::io::Result<()> {
-    let mut connections = tokio::task::JoinSet::new();
-    tokio::pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => return Ok(()),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    connections.spawn(serve_peer(Arc::clone(&node), stream, peer));
-                }
-                // A peer that reset before it was accepted, or no descriptor left: both pass.
-                Err(error) => {
-                    tracing::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn serve_peer(node: Arc<DecodeNode>, stream: tokio::net::TcpStream, peer: SocketAddr) {
-    let outcome = async {
-        socket::set_up(&stream, node.congestion_control.as_deref())?;
-        let (read, write) = stream.into_split();
-        let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
-        let token = node.token.as_ref();
-        let session = respond(&mut reader, &mut writer, &node.introduction, token).await?;
-        (node.observer)(Served::Connected {
-            peer,
-            host: message::printable(&session.peer.node.host),
-        });
-        Peer {
-            node: &node,
-            peer,
-            shared: node.sessions.open(session.id),
-            quantised: Vec::new(),
-            session,
-            reader,
-            writer,
-        }
-        .serve_requests()
-        .await
-    };
-    let error = match outcome.await {
-        Ok(()) | Err(Abort::Fatal(WireError::Closed) | Abort::Cancelled) => None,
-        Err(Abort::Fatal(error)) => Some(error.to_string()),
-        Err(Abort::Failed(reason) | Abort::Damaged(reason)) => Some(reason),
-    };
-    (node.observer)(Served::Disconnected { peer, error });
-}
-
 /// One accepted connection.
 struct Peer<'a, R, W> {
     node: &'a DecodeNode,
@@ -186,6 +140,8 @@ struct Peer<'a, R, W> {
     writer: FrameWriter<W>,
     /// Room for a piece that has to be turned back into rows of the cache.
     quantised: Vec<u8>,
+    /// Whether the node finishes what it has and takes nothing new.
+    draining: watch::Receiver<bool>,
 }
 
 /// Why a request ended early.
@@ -227,7 +183,19 @@ impl From<WireError> for Abort {
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     async fn serve_requests(&mut self) -> Result<(), Abort> {
         loop {
-            let header = self.next_header().await;
+            let header = tokio::select! {
+                biased;
+                Ok(_) = self.draining.wait_for(|draining| *draining) => None,
+                header = timeout(self.node.limits.idle, self.reader.read_header()) => Some(header),
+            };
+            let Some(header) = header else {
+                let (code, reason) = (RefuseCode::Draining, DRAINING.to_owned());
+                refuse(&mut self.reader, &mut self.writer, Refuse { code, reason }).await;
+                return Ok(());
+            };
+            let header = header
+                .unwrap_or(Err(self.idle()))
+                .and_then(|h| self.of_session(h));
             let header = self.or_refuse(header).await?;
             match header.kind {
                 Kind::Open => {
@@ -267,8 +235,22 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         Ok(outcome?)
     }
 
+    /// The next header of a peer that may take its time, but not for ever.
     async fn next_header(&mut self) -> Result<Header, WireError> {
-        let header = self.reader.read_header().await?;
+        let header = timeout(self.node.limits.idle, self.reader.read_header()).await;
+        header
+            .unwrap_or(Err(self.idle()))
+            .and_then(|h| self.of_session(h))
+    }
+
+    fn idle(&self) -> WireError {
+        WireError::Timeout {
+            what: "waiting for the prefill node",
+            after: self.node.limits.idle,
+        }
+    }
+
+    fn of_session(&self, header: Header) -> Result<Header, WireError> {
         if header.session != self.session.id {
             return Err(WireError::ForeignSession {
                 got: header.session,
@@ -288,13 +270,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     async fn serve_request(&mut self, number: u64, open: Open) -> Result<(), Abort> {
         let clock = Clock::start(Node::Decode);
         let session = self.session.id;
-        let (request, cache, compute) = match self.admit(&open).await {
+        let place = match self.place() {
+            Ok(place) => place,
+            Err(refuse) => return self.refuse(number, refuse).await,
+        };
+        let role = open.role;
+        let (request, cache, compute) = match self.admit(open).await {
             Ok(admitted) => admitted,
             Err(refuse) => return self.refuse(number, refuse).await,
         };
         self.node.admitted.fetch_add(1, Ordering::Relaxed);
         let cache = Arc::new(cache);
-        let reception = (open.role == OpenRole::Decode).then(|| {
+        let reception = (role == OpenRole::Decode).then(|| {
             let tokens = request.prompt.len();
             let (cache, corrupt) = (Arc::clone(&cache), self.node.corrupt_layer);
             Reception::new(number, tokens, cache, request.wire_rows, clock, corrupt)
@@ -302,7 +289,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         self.shared.set_current(reception.clone());
         let admit = Admit {
             capacity_tokens: cache.capacity_tokens() as u32,
-            waiting_ahead: compute.waiting(),
+            others_in_flight: place.most_others(),
         };
         // Noted before it leaves, so that it bounds the peer's clock.
         let mut events = vec![clock.event(EventName::Admitted)];
@@ -317,7 +304,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 events.extend(landed);
                 first_token = Some(token);
             }
-            self.generate(compute, number, request, cache, first_token, clock, events)
+            let generation = Generation::new(request.clone(), cache, clock).behind(first_token);
+            self.generate(compute, number, request, generation, place, events)
                 .await
         };
         let ended = outcome.await;
@@ -359,8 +347,20 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         ended
     }
 
+    /// A place among the requests in flight.
+    fn place(&self) -> Result<Place, Refuse> {
+        let limit = self.node.limits.requests;
+        self.node.in_flight.enter(limit).map_err(|others| Refuse {
+            code: RefuseCode::Busy,
+            reason: format!(
+                "{others} requests are in flight and this node takes {limit} at once: try again \
+                 later or start it with a higher --max-requests"
+            ),
+        })
+    }
+
     /// Checks a request and takes memory for it.
-    async fn admit(&self, open: &Open) -> Result<(Request, Pooled, Compute), Refuse> {
+    async fn admit(&self, open: Open) -> Result<(Request, Pooled, Compute), Refuse> {
         let refuse = |code, reason: String| Refuse { code, reason };
         let Some(compute) = self.node.compute.clone() else {
             let reason = "this node only measures the link: start it without --link-only";
@@ -373,14 +373,39 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                           chunk of at least one token";
             return Err(refuse(RefuseCode::BadRequest, reason.into()));
         }
-        let wire_rows = super::wire_rows(open).ok_or_else(|| {
+        let limits = &self.node.limits;
+        let lengths = [
+            (
+                "prompt",
+                open.prompt_tokens.len(),
+                limits.prompt_tokens,
+                "--max-prompt-tokens",
+            ),
+            (
+                "answer",
+                open.output_tokens as usize,
+                limits.output_tokens,
+                "--max-output-tokens",
+            ),
+        ];
+        for (what, tokens, limit, flag) in lengths {
+            if limit.is_some_and(|limit| tokens > limit as usize) {
+                let limit = limit.unwrap_or_default();
+                let reason = format!(
+                    "the {what} has {tokens} tokens and this node takes {limit}: send a shorter one \
+                     or start it with a higher {flag}"
+                );
+                return Err(refuse(RefuseCode::Limit, reason));
+            }
+        }
+        let wire_rows = super::wire_rows(&open).ok_or_else(|| {
             let reason = "pieces come in the element type of the cache or as int8, in no other";
             refuse(RefuseCode::BadRequest, reason.into())
         })?;
         (engine.check_length(open.prompt_tokens.len(), open.output_tokens as usize))
             .map_err(|e| refuse(RefuseCode::Limit, e.to_string()))?;
         let request = Request {
-            prompt: open.prompt_tokens.clone(),
+            prompt: open.prompt_tokens,
             output_tokens: open.output_tokens,
             ignore_eos: open.ignore_eos,
             kv_dtype: open.kv_dtype.into(),
@@ -429,51 +454,45 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     }
 
     /// Runs the model and streams what it gives.
-    #[expect(clippy::too_many_arguments, reason = "one request's state, used once")]
     async fn generate(
         &mut self,
         compute: Compute,
         number: u64,
         request: Request,
-        cache: Arc<Pooled>,
-        first_token: Option<u32>,
-        clock: Clock,
+        mut generation: Generation,
+        place: Place,
         events: Vec<Event>,
     ) -> Result<(), Abort> {
+        let first_token = generation.first_token();
         let cancel = CancelOnDrop(Arc::new(AtomicBool::new(false)));
         let cancelled = Arc::clone(&cancel.0);
         let (sender, mut emissions) = unbounded_channel();
         let (report, finished) = tokio::sync::oneshot::channel();
-        let work = request.clone();
-        compute.submit(move |engine| {
+        let mut ends = Some((sender, report));
+        let prompt_tokens = request.prompt.len();
+        compute.submit_turns(move |engine| {
+            let Some((sender, _)) = &ends else {
+                return ControlFlow::Break(());
+            };
+            // Nobody wants the rest; the cache goes back to the pool with this job.
+            if cancelled.load(Ordering::Relaxed) {
+                return ControlFlow::Break(());
+            }
             let mut emit = |emission| {
                 let _ = sender.send(emission);
             };
-            let mut proofs = Proofs::default();
-            let outcome = (|| {
-                let first = match first_token {
-                    Some(token) => token,
-                    None => {
-                        generation::prefill(engine, &work, &cache, clock, &mut proofs, &mut emit)?
-                    }
-                };
-                generation::decode(
-                    engine,
-                    &work,
-                    &cache,
-                    first,
-                    clock,
-                    &cancelled,
-                    &mut proofs,
-                    &mut emit,
-                )
-            })();
+            let Some(ended) = generation.advance(engine, &mut emit).transpose() else {
+                return ControlFlow::Continue(());
+            };
+            let Some((sender, report)) = ends.take() else {
+                return ControlFlow::Break(());
+            };
             drop(sender);
-            let outcome = outcome.and_then(|finish| {
-                let digest = cache.digest(work.prompt.len())?;
-                Ok((finish, proofs.finish(), digest))
-            });
-            let _ = report.send(outcome);
+            let _ = report.send(ended.and_then(|finish| {
+                let digest = generation.cache().digest(prompt_tokens)?;
+                Ok((finish, generation.proofs(), digest))
+            }));
+            ControlFlow::Break(())
         });
         let mut served = Answer {
             events,
@@ -486,13 +505,14 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             Err(_) => return Err(Abort::Failed("the compute thread failed".into())),
         };
         let digest = first_token.map(|_| digest.to_hex()[..32].to_string());
-        let done = served.done(
+        let mut done = served.done(
             finish,
             &proofs,
             digest,
             self.node.memory(),
             self.node.activity(),
         );
+        done.others_in_flight = Some(place.most_others());
         (self.writer)
             .write_control(Kind::Done, self.session.id, number, &done)
             .await?;
@@ -527,8 +547,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                     Some(Emission::Event(event)) => answer.events.push(event),
                     Some(Emission::LayerDone(_)) => {}
                 },
-                header = self.next_header() => {
-                    let header = header?;
+                // It owes nothing now, so it may be silent for as long as its answer takes.
+                header = self.reader.read_header() => {
+                    let header = self.of_session(header?)?;
                     match header.kind {
                         Kind::Cancel if header.request == number => {
                             self.reader.finish_empty(&header)?;
@@ -542,6 +563,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         }
     }
 }
+
+/// What a peer is told when the node is being stopped.
+const DRAINING: &str = "this node is shutting down: start it again, or use another";
 
 /// Most bytes that are read and thrown away from a peer whose request failed.
 const DRAIN_BYTES: u64 = 256 << 20;
@@ -563,13 +587,16 @@ async fn take_cache(
     take: impl FnOnce() -> Result<Pooled, PoolFull> + Send + 'static,
 ) -> Result<Pooled, Refuse> {
     // Touching fresh memory takes long enough to hold up other peers' tokens.
-    let taken = tokio::task::spawn_blocking(take).await;
-    (taken.map_err(|e| e.to_string()))
-        .and_then(|taken| taken.map_err(|e| e.to_string()))
-        .map_err(|reason| Refuse {
-            code: RefuseCode::Limit,
-            reason,
-        })
+    let (code, reason) = match tokio::task::spawn_blocking(take).await {
+        Ok(Ok(cache)) => return Ok(cache),
+        // It would fit if others were done.
+        Ok(Err(full)) if full.wanted_bytes <= full.limit_bytes => {
+            (RefuseCode::Busy, full.to_string())
+        }
+        Ok(Err(full)) => (RefuseCode::Limit, full.to_string()),
+        Err(error) => (RefuseCode::Busy, error.to_string()),
+    };
+    Err(Refuse { code, reason })
 }
 
 fn received_bytes(engine: &Engine, request: &Request) -> u64 {

@@ -1,10 +1,12 @@
-//! What a request does on the compute thread, the same in every arm: prefill, then steps, with
-//! an event for everything, and proofs of all tokens taken after the last one.
+//! What a request does on the compute thread, the same in every arm: prefill, then steps, a turn
+//! each, with an event for everything, and proofs of all tokens taken after the last one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::metrics::{Event, EventName, Finish, Node, StepProof};
+use crate::model::cache_pool::Pooled;
 use crate::model::decoder::LayerDone;
 use crate::model::engine::Engine;
 use crate::model::kv_cache::{KvCache, KvDtype};
@@ -104,13 +106,18 @@ pub enum Emission {
     },
 }
 
-/// Bytes of logits that may wait for their proof; beyond it they are proven between two steps.
-const UNPROVEN_BYTES: usize = 256 << 20;
+/// Bytes of logits that may wait for their proof in this process, all requests together; beyond it
+/// they are proven between two steps.
+const UNPROVEN_LIMIT_BYTES: usize = 256 << 20;
+
+/// Those that wait now.
+static UNPROVEN_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Proofs of the tokens of one answer, taken where they disturb no figure: at the end.
 #[derive(Debug, Default)]
 pub struct Proofs {
     unproven: Vec<Logits>,
+    unproven_bytes: usize,
     taken: Vec<StepProof>,
 }
 
@@ -119,15 +126,16 @@ impl Proofs {
     pub fn push(&mut self, logits: Logits) {
         let bytes = size_of_val(&logits.0[..]);
         self.unproven.push(logits);
-        if self.unproven.len() * bytes > UNPROVEN_BYTES {
+        self.unproven_bytes += bytes;
+        if UNPROVEN_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes > UNPROVEN_LIMIT_BYTES {
             self.take_all();
         }
     }
 
     /// One proof a token, in order.
-    pub fn finish(mut self) -> Vec<StepProof> {
+    pub fn finish(&mut self) -> Vec<StepProof> {
         self.take_all();
-        self.taken
+        std::mem::take(&mut self.taken)
     }
 
     fn take_all(&mut self) {
@@ -140,6 +148,18 @@ impl Proofs {
                 proof_ns: started.elapsed().as_nanos() as u64,
             }
         }));
+        self.forget();
+    }
+
+    fn forget(&mut self) {
+        let bytes = std::mem::take(&mut self.unproven_bytes);
+        UNPROVEN_BYTES.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Proofs {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 
@@ -166,35 +186,87 @@ pub fn prefill(
     Ok(choose(logits, 0, proofs, emit))
 }
 
-/// Generates what comes after `first_token`. `cancelled` is looked at between steps.
-#[expect(clippy::too_many_arguments, reason = "one request's state, used twice")]
-pub fn decode(
-    engine: &Engine,
-    request: &Request,
-    cache: &KvCache,
-    first_token: u32,
+/// A request on the compute thread. Its first turn is the prefill, unless the first token is known;
+/// each further one a step.
+pub struct Generation {
+    request: Request,
+    cache: Arc<Pooled>,
     clock: Clock,
-    cancelled: &AtomicBool,
-    proofs: &mut Proofs,
-    emit: &mut dyn FnMut(Emission),
-) -> anyhow::Result<Finish> {
-    let mut token = first_token;
-    for index in 1..request.output_tokens {
-        if request.ends_with(token, engine) {
-            return Ok(Finish::EndOfSequence);
+    /// The latest token, and its position in the answer.
+    latest: Option<(u32, u32)>,
+    proofs: Proofs,
+}
+
+impl Generation {
+    /// A request whose cache is empty.
+    pub fn new(request: Request, cache: Arc<Pooled>, clock: Clock) -> Self {
+        Self {
+            request,
+            cache,
+            clock,
+            latest: None,
+            proofs: Proofs::default(),
         }
-        anyhow::ensure!(
-            !cancelled.load(Ordering::Relaxed),
-            "the request was cancelled"
-        );
-        emit(Emission::Event(clock.indexed(EventName::StepStart, index)));
-        let logits = engine.step(token, cache)?;
-        emit(Emission::Event(clock.indexed(EventName::StepEnd, index)));
-        token = choose(logits, index, proofs, emit);
     }
-    match request.ends_with(token, engine) {
-        true => Ok(Finish::EndOfSequence),
-        false => Ok(Finish::Length),
+
+    /// A request whose prompt was prefilled elsewhere and chose `first_token`, if that is known.
+    pub fn behind(self, first_token: Option<u32>) -> Self {
+        Self {
+            latest: first_token.map(|token| (token, 0)),
+            ..self
+        }
+    }
+
+    /// The first token, if it was known from the start; to be asked before the first turn.
+    pub fn first_token(&self) -> Option<u32> {
+        self.latest.map(|(token, _)| token)
+    }
+
+    /// What it works on.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// One proof a token that was chosen here, in order.
+    pub fn proofs(&mut self) -> Vec<StepProof> {
+        self.proofs.finish()
+    }
+
+    /// Takes a turn; gives how the request ended once it has.
+    pub fn advance(
+        &mut self,
+        engine: &Engine,
+        emit: &mut dyn FnMut(Emission),
+    ) -> anyhow::Result<Option<Finish>> {
+        let Some((token, index)) = self.latest else {
+            let (request, cache) = (&self.request, &self.cache);
+            let first = prefill(engine, request, cache, self.clock, &mut self.proofs, emit)?;
+            self.latest = Some((first, 0));
+            return Ok(self.end(engine));
+        };
+        // Of a request that was over before its first step.
+        if let Some(finish) = self.end(engine) {
+            return Ok(Some(finish));
+        }
+        let index = index + 1;
+        emit(Emission::Event(
+            self.clock.indexed(EventName::StepStart, index),
+        ));
+        let logits = engine.step(token, &self.cache)?;
+        emit(Emission::Event(
+            self.clock.indexed(EventName::StepEnd, index),
+        ));
+        self.latest = Some((choose(logits, index, &mut self.proofs, emit), index));
+        Ok(self.end(engine))
+    }
+
+    /// How the request ended, if its latest token was the last.
+    fn end(&self, engine: &Engine) -> Option<Finish> {
+        let (token, index) = self.latest?;
+        if self.request.ends_with(token, engine) {
+            return Some(Finish::EndOfSequence);
+        }
+        (index + 1 >= self.request.output_tokens).then_some(Finish::Length)
     }
 }
 

@@ -1,57 +1,43 @@
 //! The prefill node's end of a request: prefill here, have the cache shipped (`sending`), collect
-//! the answer.
+//! the answer. `opening` reaches the decode node, `here` is what this node computes,
+//! `remote_answer` what the other one gave.
+
+mod here;
+mod opening;
+mod remote_answer;
+
+pub use here::single;
+pub use opening::Peer;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
+use self::here::{first_token_alone, start_prefill};
+use self::remote_answer::{RemoteAnswer, from_wire};
 use super::compute::Compute;
-use super::generation::{self, Clock, Emission, Proofs, Request};
-use super::sending::{Departure, Progress, Sender, exchange, receive, silence};
+use super::generation::{Clock, Emission, Request};
+pub use super::sending::Patience;
+use super::sending::{Answering, Departure, Progress, Sender, exchange, receive, silence};
 use crate::environment::Activity;
-use crate::metrics::{Event, EventName, Finish, Node, Output, StepProof};
+use crate::metrics::{Event, EventName, Node, Output};
 use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::kv_int8::WireRows;
-use crate::wire::message::{
-    Admit, Done, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Receiving, StepRecord,
-};
+use crate::wire::message::{Admit, Introduction, NodeMemory, Open, OpenRole, Probe, Receiving};
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
-use crate::wire::{
-    FrameReader, FrameWriter, Kind, Session, Source, Token, WireBytes, WireError, initiate,
-};
+use crate::wire::{FrameReader, FrameWriter, Kind, Session, WireBytes, WireError};
 
-/// Longest wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longest silence of a decode node that has all it needs for the next token: above any step of a
-/// sane setup, and short enough that a stopped one is noticed.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// The same where the decode node prefills itself or serves others first.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(600);
+/// A connection that carried nothing for so long is tried before a request goes over it: what lies
+/// between may have forgotten it.
+const TRIED_AFTER: Duration = Duration::from_secs(30);
 
 /// A segment that was sent again this many times in a row, each time after twice the wait, will not
 /// get through.
 const LOST_FOR_GOOD: u8 = 4;
-
-/// How a decode node is reached.
-pub struct Peer {
-    /// `HOST:PORT`.
-    pub address: String,
-    /// Proof that we may, if set.
-    pub token: Option<Token>,
-    /// Congestion control to ask for.
-    pub congestion_control: Option<String>,
-    /// Connections that carry pieces, at least one.
-    pub streams: u32,
-    /// Where connections start; none for wherever the routes lead.
-    pub source: Option<Source>,
-}
 
 /// This node's compute and memory.
 #[derive(Clone)]
@@ -80,8 +66,8 @@ pub struct Outcome {
     pub decode_memory: Option<NodeMemory>,
     /// What its process and machine did so far.
     pub decode_activity: Option<Activity>,
-    /// Requests that it had before this one when it admitted it.
-    pub waiting_ahead: Option<u32>,
+    /// The most other requests that it had at any moment of this one.
+    pub others_in_flight: Option<u32>,
 }
 
 /// A made-up cache that went over the link.
@@ -104,10 +90,15 @@ pub struct Connection {
     session: Session,
     facts: SocketFacts,
     next_request: u64,
+    /// When anything last went over it.
+    last_used: Instant,
     /// When the last cache that they carried was acknowledged.
     last_transfer: Option<Instant>,
     /// Tokens of the current request that came back so far.
     tokens_back: watch::Sender<u32>,
+    /// How often it was tried until it was open.
+    attempts: u32,
+    patience: Patience,
 }
 
 /// A further connection of a session.
@@ -117,39 +108,20 @@ pub(super) struct Joined {
 }
 
 impl Connection {
-    /// Connects and agrees with the decode node on version, model, layout and token; then opens
-    /// as many further connections as the peer's number of streams asks for.
-    pub async fn open(peer: &Peer, ours: &Introduction) -> Result<Self, WireError> {
-        let (first, session, facts) = connect(peer, ours).await?;
-        let mut joined = Vec::new();
-        for stream in 1..peer.streams {
-            let (mut connection, own, _) = connect(peer, ours).await?;
-            let join = Join {
-                session: session.id,
-                stream,
-            };
-            (connection.writer)
-                .write_control(Kind::Join, own.id, 0, &join)
-                .await?;
-            connection.reader.expect_empty(Kind::Ready).await?;
-            joined.push(connection);
-        }
-        Ok(Self {
-            reader: first.reader,
-            writer: first.writer,
-            joined,
-            session,
-            facts,
-            next_request: 1,
-            last_transfer: None,
-            tokens_back: watch::Sender::new(0),
-        })
-    }
-
     /// Bytes sent so far over all connections.
     fn sent(&self) -> WireBytes {
         let joined = self.joined.iter().map(|joined| joined.writer.sent());
         joined.fold(self.writer.sent(), WireBytes::plus)
+    }
+
+    /// How often it was tried until it was open.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Whether the decode node still answers on it; asked only where it was idle for long.
+    pub async fn is_alive(&mut self) -> bool {
+        self.last_used.elapsed() < TRIED_AFTER || self.round_trips(1).await.is_ok()
     }
 
     /// What the decode node said of itself.
@@ -202,15 +174,16 @@ impl Connection {
             (self.writer)
                 .write_empty(Kind::Ping, self.session.id, number)
                 .await?;
-            let header = tokio::time::timeout(SILENCE_TIMEOUT, self.reader.read_header())
+            let header = tokio::time::timeout(self.patience.silence, self.reader.read_header())
                 .await
-                .unwrap_or(Err(silence(SILENCE_TIMEOUT)))?;
+                .unwrap_or(Err(silence(self.patience.silence)))?;
             if header.kind != Kind::Pong {
                 return Err(self.reader.unwanted(&header, Kind::Pong).await);
             }
             self.reader.finish_empty(&header)?;
             round_trips.push(sent.elapsed().as_nanos() as u64);
         }
+        self.last_used = Instant::now();
         Ok(round_trips)
     }
 
@@ -237,7 +210,7 @@ impl Connection {
         };
         // Even of a request that failed: the next one must not queue behind its prefill.
         let proofs = prefilled.await.context("the compute thread failed")?;
-        let (answer, proofs) = (answered?, proofs?);
+        let (answer, mut proofs) = (answered?, proofs?);
         let sent = self.sent().since(before);
         let idle_before_ns = self.note_transfer(clock, &events);
         let sent_cache_digest = match answer.cache_digest {
@@ -260,7 +233,7 @@ impl Connection {
             idle_before_ns,
             decode_memory: answer.memory,
             decode_activity: answer.activity,
-            waiting_ahead: answer.waiting_ahead,
+            others_in_flight: answer.others_in_flight,
             ..Outcome::new(output, events, sent)
         })
     }
@@ -274,23 +247,19 @@ impl Connection {
         let before = self.sent();
         let clock = Clock::start(Node::Prefill);
         let mut events = vec![clock.event(EventName::RequestStart)];
-        let (number, admit) = self.open_request(request, OpenRole::Whole).await?;
+        let (number, _) = self.open_request(request, OpenRole::Whole).await?;
         events.push(clock.event(EventName::Admitted));
-        let progress = Progress::new(QUEUE_PATIENCE, &self.tokens_back);
+        let progress = Progress::new(self.patience.queue, self.patience, &self.tokens_back);
         progress.all_sent();
-        let (mut received, mut tokens) = (Vec::new(), Vec::new());
-        let done = receive(
-            &mut self.reader,
-            self.session.id,
+        let answering = Answering {
+            session: self.session.id,
             number,
-            clock,
-            &progress,
-            &mut received,
-            &mut tokens,
-        );
-        let done = done.await?;
+            tokens: 0..request.output_tokens,
+        };
+        let (done, received, tokens) =
+            receive(&mut self.reader, answering, clock, &progress).await?;
         events.extend(received);
-        let answer = RemoteAnswer::new(tokens, done, admit)?;
+        let answer = RemoteAnswer::new(tokens, done)?;
         events.extend(answer.remote_events);
         let output = Output {
             text: node.compute.engine().tokenizer.decode(&answer.tokens)?,
@@ -303,7 +272,7 @@ impl Connection {
         Ok(Outcome {
             decode_memory: answer.memory,
             decode_activity: answer.activity,
-            waiting_ahead: answer.waiting_ahead,
+            others_in_flight: answer.others_in_flight,
             ..Outcome::new(output, events, self.sent().since(before))
         })
     }
@@ -334,11 +303,12 @@ impl Connection {
         let before = self.sent();
         let (number, _) = self.announce(Kind::Probe, &probe).await?;
         let clock = Clock::start(Node::Prefill);
-        let progress = Progress::new(SILENCE_TIMEOUT, &self.tokens_back);
+        let progress = Progress::new(self.patience.silence, self.patience, &self.tokens_back);
         let piece_bytes = piece_bytes.min(self.session.peer.limits.max_piece_bytes);
         let sender = Sender::new(
             self.session.id,
             number,
+            0,
             cache,
             WireRows::Same,
             piece_bytes,
@@ -413,12 +383,13 @@ impl Connection {
     ) -> Result<(u64, Admit), WireError> {
         let number = self.next_request;
         self.next_request += 1;
+        self.last_used = Instant::now();
         (self.writer)
             .write_control(kind, self.session.id, number, request)
             .await?;
         let admitted = self.reader.expect::<Admit>(Kind::Admit);
-        let (_, admit) = (tokio::time::timeout(SILENCE_TIMEOUT, admitted).await)
-            .unwrap_or(Err(silence(SILENCE_TIMEOUT)))?;
+        let (_, admit) = (tokio::time::timeout(self.patience.silence, admitted).await)
+            .unwrap_or(Err(silence(self.patience.silence)))?;
         Ok((number, admit))
     }
 
@@ -434,15 +405,16 @@ impl Connection {
     ) -> anyhow::Result<RemoteAnswer> {
         let (number, admit) = self.open_request(request, OpenRole::Decode).await?;
         events.push(clock.event(EventName::Admitted));
-        let patience = match admit.waiting_ahead {
-            0 => SILENCE_TIMEOUT,
-            _ => QUEUE_PATIENCE,
+        let silence = match admit.others_in_flight {
+            0 => self.patience.silence,
+            _ => self.patience.queue,
         };
-        let progress = Progress::new(patience, &self.tokens_back);
+        let progress = Progress::new(silence, self.patience, &self.tokens_back);
         let piece_bytes = self.session.peer.limits.max_piece_bytes;
         let sender = Sender::new(
             self.session.id,
             number,
+            request.output_tokens,
             cache,
             request.wire_rows,
             piece_bytes,
@@ -462,7 +434,7 @@ impl Connection {
         tokens.splice(0..0, sender.first_token.get());
         events.append(&mut sender.events.into_inner());
         events.append(&mut received);
-        RemoteAnswer::new(tokens, done, admit)
+        RemoteAnswer::new(tokens, done)
     }
 }
 
@@ -486,183 +458,7 @@ impl Outcome {
             idle_before_ns: None,
             decode_memory: None,
             decode_activity: None,
-            waiting_ahead: None,
+            others_in_flight: None,
         }
     }
-}
-
-/// One connection that the decode node has accepted.
-async fn connect(
-    peer: &Peer,
-    ours: &Introduction,
-) -> Result<(Joined, Session, SocketFacts), WireError> {
-    let congestion = peer.congestion_control.as_deref();
-    let source = peer.source.as_ref();
-    let (stream, facts) =
-        socket::connect(&peer.address, CONNECT_TIMEOUT, congestion, source).await?;
-    let (read, write) = stream.into_split();
-    let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
-    let session = initiate(&mut reader, &mut writer, ours, peer.token.as_ref()).await?;
-    Ok((Joined { reader, writer }, session, facts))
-}
-
-/// Runs one request wholly on this node.
-pub async fn single(node: &PrefillNode, request: &Request) -> anyhow::Result<Outcome> {
-    let layout = node.compute.engine().shape().kv_layout(request.kv_dtype);
-    let cache = node.pool.take(layout, request.cache_tokens())?;
-    let (report, finished) = tokio::sync::oneshot::channel();
-    let work = request.clone();
-    let clock = Clock::start(Node::Prefill);
-    let mut events = vec![clock.event(EventName::RequestStart)];
-    node.compute.submit(move |engine| {
-        let (mut tokens, mut proofs) = (Vec::new(), Proofs::default());
-        let mut emit = |emission| match emission {
-            Emission::Event(event) => events.push(event),
-            Emission::Token { index, token } => {
-                events.push(clock.indexed(EventName::Token, index));
-                tokens.push(token);
-            }
-            Emission::LayerDone(_) => {}
-        };
-        let outcome = (|| {
-            let first = generation::prefill(engine, &work, &cache, clock, &mut proofs, &mut emit)?;
-            let never = AtomicBool::new(false);
-            generation::decode(
-                engine,
-                &work,
-                &cache,
-                first,
-                clock,
-                &never,
-                &mut proofs,
-                &mut emit,
-            )
-        })();
-        let _ = report.send(outcome.map(|finish| (finish, events, tokens, proofs.finish())));
-    });
-    let (finish, events, tokens, steps) = finished.await.context("the compute thread failed")??;
-    let output = Output {
-        text: node.compute.engine().tokenizer.decode(&tokens)?,
-        tokens,
-        finish,
-        steps,
-        sent_cache_digest: None,
-        landed_cache_digest: None,
-    };
-    Ok(Outcome::new(output, events, WireBytes::default()))
-}
-
-/// Starts prefill on the compute thread; its emissions end when it does, then the logits of the
-/// first token come, to be proven when nothing is timed any more.
-fn start_prefill(
-    node: &PrefillNode,
-    request: &Request,
-    cache: &Arc<Pooled>,
-    clock: Clock,
-) -> (
-    UnboundedReceiver<Emission>,
-    tokio::sync::oneshot::Receiver<anyhow::Result<Proofs>>,
-) {
-    let (sender, emissions) = unbounded_channel();
-    let (report, prefilled) = tokio::sync::oneshot::channel();
-    let (work, cache) = (request.clone(), Arc::clone(cache));
-    node.compute.submit(move |engine| {
-        let mut proofs = Proofs::default();
-        let mut emit = |emission| {
-            // The token's time is taken here, where it is known first, not where it is handled.
-            if let Emission::Token { index, .. } = emission {
-                let event = clock.indexed(EventName::Token, index);
-                let _ = sender.send(Emission::Event(event));
-            }
-            let _ = sender.send(emission);
-        };
-        let outcome = generation::prefill(engine, &work, &cache, clock, &mut proofs, &mut emit);
-        drop((sender, cache));
-        let _ = report.send(outcome.map(|_| proofs));
-    });
-    (emissions, prefilled)
-}
-
-/// The answer of a request that needs no decode node.
-async fn first_token_alone(
-    node: &PrefillNode,
-    request: &Request,
-    mut emissions: UnboundedReceiver<Emission>,
-    events: &mut Vec<Event>,
-) -> anyhow::Result<RemoteAnswer> {
-    let mut tokens = Vec::new();
-    while let Some(emission) = emissions.recv().await {
-        match emission {
-            Emission::Event(event) => events.push(event),
-            Emission::Token { token, .. } => tokens.push(token),
-            Emission::LayerDone(_) => {}
-        }
-    }
-    let ended = |token: &u32| request.ends_with(*token, node.compute.engine());
-    Ok(RemoteAnswer {
-        finish: match tokens.iter().any(ended) {
-            true => Finish::EndOfSequence,
-            false => Finish::Length,
-        },
-        tokens,
-        steps: Vec::new(),
-        remote_events: Vec::new(),
-        cache_digest: None,
-        memory: None,
-        activity: None,
-        waiting_ahead: None,
-    })
-}
-
-/// What came back from the decode node.
-struct RemoteAnswer {
-    tokens: Vec<u32>,
-    finish: Finish,
-    steps: Vec<StepProof>,
-    remote_events: Vec<Event>,
-    cache_digest: Option<String>,
-    memory: Option<NodeMemory>,
-    activity: Option<Activity>,
-    waiting_ahead: Option<u32>,
-}
-
-impl RemoteAnswer {
-    fn new(tokens: Vec<u32>, done: Done, admit: Admit) -> anyhow::Result<Self> {
-        let finish = match done.finish.as_str() {
-            "length" => Finish::Length,
-            "eos" => Finish::EndOfSequence,
-            other => anyhow::bail!(
-                "the decode node ended with {other:?}: build both nodes from one commit"
-            ),
-        };
-        let proof = |step: StepRecord| StepProof {
-            digest: step.digest,
-            top: step.top,
-            proof_ns: step.digest_ns,
-        };
-        Ok(Self {
-            tokens,
-            finish,
-            steps: done.steps.into_iter().map(proof).collect(),
-            remote_events: done.events.into_iter().filter_map(from_wire).collect(),
-            cache_digest: done.cache_digest,
-            memory: done.memory,
-            // A decode node of another version may tell it in other words.
-            activity: serde_json::from_value(done.activity).ok(),
-            waiting_ahead: Some(admit.waiting_ahead),
-        })
-    }
-}
-
-/// A decode node's event; those of kinds that this build does not know are left out.
-fn from_wire(event: crate::wire::message::Event) -> Option<Event> {
-    Some(Event {
-        clock: Node::Decode,
-        name: serde_json::from_value(event.name.into()).ok()?,
-        layer: event.layer,
-        chunk: event.chunk,
-        token_start: event.token_start,
-        stream: event.stream,
-        t_ns: event.t_ns,
-    })
 }

@@ -21,6 +21,7 @@ use super::prefill::Joined;
 use crate::metrics::{Event, EventName};
 use crate::model::cache_pool::Pooled;
 use crate::model::kv_int8::{WireRows, quantise};
+use crate::wire::handshake::HANDSHAKE_TIMEOUT;
 use crate::wire::message::{Done, Start, TokenMessage};
 use crate::wire::{
     FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, PieceHeader, WireError,
@@ -35,14 +36,36 @@ pub enum Departure {
     BehindPrefill,
 }
 
-/// Longest that no piece under way is acknowledged: one of 1 MiB takes 9 s at 1 Mbit/s, and TCP has
-/// sent a lost segment again several times by then.
-const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a decode node may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// In the handshake.
+    pub handshake: Duration,
+    /// When it has all it needs for the next token.
+    pub silence: Duration,
+    /// The same where it prefills itself or serves others too.
+    pub queue: Duration,
+    /// When a piece is under way and none is acknowledged.
+    pub acknowledgement: Duration,
+}
+
+impl Patience {
+    /// Above any step of a sane setup, and short enough that a stopped node is noticed. A piece of
+    /// 1 MiB takes 9 s at 1 Mbit/s, and TCP has sent a lost segment again several times by 15 s.
+    pub const USUAL: Patience = Patience {
+        handshake: HANDSHAKE_TIMEOUT,
+        silence: Duration::from_secs(60),
+        queue: Duration::from_secs(600),
+        acknowledgement: Duration::from_secs(15),
+    };
+}
 
 /// How far sending is, for the receiver's patience.
 #[derive(Debug)]
 pub(super) struct Progress {
-    patience: Duration,
+    /// For the next token.
+    silence: Duration,
+    acknowledgement: Duration,
     all_sent: Cell<bool>,
     /// Pieces offered and not acknowledged, over all connections.
     unacknowledged: Cell<usize>,
@@ -52,11 +75,16 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(patience: Duration, tokens_back: &watch::Sender<u32>) -> Self {
+    pub(super) fn new(
+        silence: Duration,
+        patience: Patience,
+        tokens_back: &watch::Sender<u32>,
+    ) -> Self {
         tokens_back.send_replace(0);
         Self {
             tokens_back: tokens_back.clone(),
-            patience,
+            silence,
+            acknowledgement: patience.acknowledgement,
             all_sent: Cell::new(false),
             unacknowledged: Cell::new(0),
             last_sign_of_life: Cell::new(Instant::now()),
@@ -93,16 +121,16 @@ impl Progress {
             let (what, after) = match owes_acknowledgement {
                 true => (
                     "waiting for a piece to be acknowledged",
-                    ACKNOWLEDGEMENT_TIMEOUT,
+                    self.acknowledgement,
                 ),
-                false => ("waiting for the decode node", self.patience),
+                false => ("waiting for the decode node", self.silence),
             };
             let deadline = self.last_sign_of_life.get() + after;
             if (self.all_sent.get() || owes_acknowledgement) && Instant::now() >= deadline {
                 return WireError::Timeout { what, after };
             }
             // Where it owes nothing the deadline may be past already; look again in a while.
-            let soon = Instant::now() + Duration::from_secs(1);
+            let soon = Instant::now() + after.min(Duration::from_secs(1));
             tokio::time::sleep_until(deadline.max(soon).into()).await;
         }
     }
@@ -161,10 +189,22 @@ impl Queue {
     }
 }
 
+/// An answer that is due from the decode node.
+#[derive(Clone, Debug)]
+pub(super) struct Answering {
+    pub(super) session: u64,
+    /// The request's.
+    pub(super) number: u64,
+    /// Positions of the tokens that may come, all or up to the end of the sequence.
+    pub(super) tokens: Range<u32>,
+}
+
 /// Sends one request's cache and its first token.
 pub(super) struct Sender<'a> {
     session: u64,
     number: u64,
+    /// Tokens of the answer, the first one included; 0 where none is due.
+    output_tokens: u32,
     cache: &'a Pooled,
     rows: WireRows,
     piece_tokens: usize,
@@ -179,9 +219,14 @@ pub(super) struct Sender<'a> {
 
 impl<'a> Sender<'a> {
     /// Of one request; `piece_bytes` is what the peer takes in one piece.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "all of what a request is on the wire"
+    )]
     pub(super) fn new(
         session: u64,
         number: u64,
+        output_tokens: u32,
         cache: &'a Pooled,
         rows: WireRows,
         piece_bytes: u64,
@@ -192,6 +237,7 @@ impl<'a> Sender<'a> {
         Self {
             session,
             number,
+            output_tokens,
             cache,
             rows,
             // The handshake refuses a limit below one token.
@@ -202,6 +248,15 @@ impl<'a> Sender<'a> {
             events: RefCell::default(),
             first_token: Cell::default(),
             awaited: Cell::default(),
+        }
+    }
+
+    /// What is due from the decode node: all but the first token.
+    fn answering(&self) -> Answering {
+        Answering {
+            session: self.session,
+            number: self.number,
+            tokens: 1..self.output_tokens,
         }
     }
 
@@ -333,16 +388,18 @@ impl<'a> Sender<'a> {
     }
 }
 
-/// Reads acknowledgements and tokens until the decode node is done.
+/// Reads acknowledgements and tokens until the decode node is done. Gives DONE, the events and the
+/// tokens.
 pub(super) async fn receive(
     reader: &mut FrameReader<OwnedReadHalf>,
-    session: u64,
-    number: u64,
+    mut answering: Answering,
     clock: Clock,
     progress: &Progress,
-    events: &mut Vec<Event>,
-    tokens: &mut Vec<u32>,
-) -> anyhow::Result<Done> {
+) -> anyhow::Result<(Done, Vec<Event>, Vec<u32>)> {
+    let (mut events, mut tokens) = (Vec::new(), Vec::new());
+    let Answering {
+        session, number, ..
+    } = answering;
     loop {
         let header: Header = tokio::select! {
             header = reader.read_header() => header?,
@@ -357,7 +414,7 @@ pub(super) async fn receive(
             );
         }
         match header.kind {
-            Kind::Ack => {
+            Kind::Ack if progress.unacknowledged.get() > 0 => {
                 reader.finish_empty(&header)?;
                 progress.acknowledged();
                 events.push(Event {
@@ -369,12 +426,21 @@ pub(super) async fn receive(
             }
             Kind::Token => {
                 let message: TokenMessage = reader.read_control(&header).await?;
+                let due = answering.tokens.next();
+                anyhow::ensure!(
+                    due == Some(message.index),
+                    "the decode node sent token {} where {} is due: build both nodes from one \
+                     commit",
+                    message.index,
+                    due.map_or("none".to_owned(), |index| index.to_string()),
+                );
                 events.push(clock.indexed(EventName::Token, message.index));
                 tokens.push(message.token);
                 progress.tokens_back.send_modify(|count| *count += 1);
             }
             Kind::Done => {
-                return Ok(reader.read_control(&header).await?);
+                let done = reader.read_control(&header).await?;
+                return Ok((done, events, tokens));
             }
             _ => return Err(reader.unwanted(&header, Kind::Token).await.into()),
         }
@@ -390,7 +456,6 @@ pub(super) async fn exchange(
     joined: &mut [Joined],
     feed: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<(Done, Vec<Event>, Vec<u32>)> {
-    let (mut received, mut tokens) = (Vec::new(), Vec::new());
     let (mut writers, mut readers) = (vec![(0, writer)], Vec::new());
     for (stream, joined) in (1..).zip(joined) {
         writers.push((stream, &mut joined.writer));
@@ -410,25 +475,16 @@ pub(super) async fn exchange(
         let answered = tokio::try_join!(
             feed,
             all_sent,
-            receive(
-                reader,
-                sender.session,
-                sender.number,
-                sender.clock,
-                sender.progress,
-                &mut received,
-                &mut tokens
-            ),
+            receive(reader, sender.answering(), sender.clock, sender.progress),
         )?;
         sender.all_acknowledged().await?;
-        anyhow::Ok(answered)
+        anyhow::Ok(answered.2)
     };
-    let done = tokio::select! {
-        answered = answered => answered?.2,
+    tokio::select! {
+        answered = answered => answered,
         // These end only by failing, or at once where there are none.
-        Err(error) = acknowledged => return Err(error),
-    };
-    Ok((done, received, tokens))
+        Err(error) = acknowledged => Err(error),
+    }
 }
 
 /// The error for a decode node that was silent for this long.

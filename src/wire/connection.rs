@@ -1,6 +1,7 @@
 //! Frames over a byte stream: reading, writing and counting. Generic over the stream, so that
-//! it runs over TCP, TLS and memory alike. What the frames mean in which order is left to
-//! `handshake` and the nodes, time-outs to the callers.
+//! it runs over TCP, TLS and memory alike. A frame that has begun must keep a [`Pace`]; how long
+//! to wait for one to begin is the callers' business, and what frames mean in which order that of
+//! `handshake` and the nodes.
 //!
 //! After a [`WireError::Json`], [`WireError::Refused`] or [`WireError::PeerFailed`] the stream
 //! stands at a frame boundary and may be used on. After a [`WireError::Checksum`] it does so
@@ -12,10 +13,12 @@ use std::io::{self, IoSlice};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::error::WireError;
 use super::frame::{Checksum, HEADER_BYTES, Header, Kind, PieceHeader, check_length, check_prefix};
 use super::message::{Failed, Refuse, printable};
+use super::pace::Pace;
 
 /// Bytes set aside for a control message before any of it has arrived, so that a peer gets
 /// memory for what it sends and not for what it announces.
@@ -77,7 +80,28 @@ pub struct FrameReader<R> {
     // A header may arrive in parts; kept here, so that a dropped read_header loses nothing.
     partial: [u8; HEADER_BYTES],
     filled: usize,
+    /// When the first byte of that part came.
+    begun: Option<Instant>,
     received: WireBytes,
+    pace: Pace,
+    limits: FrameLimits,
+}
+
+/// Largest payloads that are read, in bytes, where they are less than the kind of frame allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameLimits {
+    /// Of a control message.
+    pub control_bytes: u64,
+    /// Of a piece.
+    pub piece_bytes: u64,
+}
+
+impl FrameLimits {
+    /// What the kinds of frames allow.
+    pub const WIRE: FrameLimits = FrameLimits {
+        control_bytes: u64::MAX,
+        piece_bytes: u64::MAX,
+    };
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
@@ -87,7 +111,19 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             inner,
             partial: [0; HEADER_BYTES],
             filled: 0,
+            begun: None,
             received: WireBytes::default(),
+            pace: Pace::USUAL,
+            limits: FrameLimits::WIRE,
+        }
+    }
+
+    /// Grants frames another time than usual, and no more bytes than these.
+    pub fn limited(self, pace: Pace, limits: FrameLimits) -> Self {
+        FrameReader {
+            pace,
+            limits,
+            ..self
         }
     }
 
@@ -106,7 +142,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// [`WireError::ClosedAmid`]. Cancel safe.
     pub async fn read_header(&mut self) -> Result<Header, WireError> {
         while self.filled < HEADER_BYTES {
-            let read = self.inner.read(&mut self.partial[self.filled..]).await;
+            let left = HEADER_BYTES - self.filled;
+            let more = self.inner.read(&mut self.partial[self.filled..]);
+            let read = match self.begun {
+                None => more.await,
+                Some(begun) => {
+                    let pace = Pace {
+                        grace: self.pace.grace.saturating_sub(begun.elapsed()),
+                        ..self.pace
+                    };
+                    pace.reading(left as u64, more).await?
+                }
+            };
             let read = read.map_err(|error| reading("reading a frame header", error))?;
             if read == 0 {
                 return Err(match self.filled {
@@ -117,10 +164,23 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 });
             }
             self.filled += read;
+            self.begun.get_or_insert_with(Instant::now);
             check_prefix(&self.partial[..self.filled])?;
         }
-        self.filled = 0;
-        Header::decode(&self.partial)
+        (self.filled, self.begun) = (0, None);
+        let header = Header::decode(&self.partial)?;
+        let limit = match header.kind {
+            Kind::Piece => self.limits.piece_bytes,
+            _ => self.limits.control_bytes,
+        };
+        if header.payload_bytes > limit {
+            return Err(WireError::TooLarge {
+                what: header.kind.name(),
+                got: header.payload_bytes,
+                limit,
+            });
+        }
+        Ok(header)
     }
 
     /// Reads the payload straight into its final place and verifies it there; `place` must be
@@ -131,7 +191,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         place: &mut [u8],
     ) -> Result<(), WireError> {
         header.demand_payload(place.len())?;
-        let read = self.inner.read_exact(place).await;
+        let read = self.inner.read_exact(place);
+        let read = self.pace.reading(header.payload_bytes, read).await?;
         read.map_err(|error| reading("reading a payload", error))?;
         self.received.count(header);
         // One piece is small enough to be still in the processor's cache here.
@@ -143,14 +204,18 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub async fn discard_payload(&mut self, header: &Header) -> Result<(), WireError> {
         let mut checksum = Checksum::start(header);
         let mut buffer = vec![0; DISCARD_BYTES];
-        let mut left_bytes = header.payload_bytes;
-        while left_bytes > 0 {
-            let part = left_bytes.min(DISCARD_BYTES as u64) as usize;
-            let read = self.inner.read_exact(&mut buffer[..part]).await;
-            read.map_err(|error| reading("reading a payload", error))?;
-            checksum.update(&buffer[..part]);
-            left_bytes -= part as u64;
-        }
+        let discard = async {
+            let mut left_bytes = header.payload_bytes;
+            while left_bytes > 0 {
+                let part = left_bytes.min(DISCARD_BYTES as u64) as usize;
+                self.inner.read_exact(&mut buffer[..part]).await?;
+                checksum.update(&buffer[..part]);
+                left_bytes -= part as u64;
+            }
+            Ok(())
+        };
+        let discarded = self.pace.reading(header.payload_bytes, discard).await?;
+        discarded.map_err(|error| reading("reading a payload", error))?;
         self.received.count(header);
         header.verify_checksum(checksum)
     }
@@ -241,7 +306,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let length = header.payload_bytes as usize;
         let mut payload = Vec::with_capacity(length.min(FIRST_CONTROL_BYTES));
         let mut rest = (&mut self.inner).take(header.payload_bytes);
-        let read = rest.read_to_end(&mut payload).await;
+        let read = rest.read_to_end(&mut payload);
+        let read = self.pace.reading(header.payload_bytes, read).await?;
         read.map_err(|error| reading("reading a control message", error))?;
         if payload.len() < length {
             return Err(WireError::ClosedAmid {
@@ -272,6 +338,7 @@ fn reading(doing: &'static str, error: io::Error) -> WireError {
 pub struct FrameWriter<W> {
     inner: W,
     sent: WireBytes,
+    pace: Pace,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
@@ -280,7 +347,13 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         FrameWriter {
             inner,
             sent: WireBytes::default(),
+            pace: Pace::USUAL,
         }
+    }
+
+    /// Grants frames another time than usual.
+    pub fn paced(self, pace: Pace) -> Self {
+        FrameWriter { pace, ..self }
     }
 
     /// What has been handed to the stream whole so far.
@@ -336,14 +409,19 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         let mut rest = &mut slices[..];
         // Drops empty slices, so that a frame without payload ends after its header.
         IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            let written = self.inner.write_vectored(rest).await.map_err(writing)?;
-            if written == 0 {
-                return Err(writing(io::ErrorKind::WriteZero.into()));
+        let write = async {
+            while !rest.is_empty() {
+                let written = self.inner.write_vectored(rest).await?;
+                if written == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                IoSlice::advance_slices(&mut rest, written);
             }
-            IoSlice::advance_slices(&mut rest, written);
-        }
-        self.inner.flush().await.map_err(writing)?;
+            self.inner.flush().await
+        };
+        let frame_bytes = HEADER_BYTES as u64 + header.payload_bytes;
+        let written = self.pace.writing(frame_bytes, write).await?;
+        written.map_err(writing)?;
         self.sent.count(&header);
         Ok(())
     }

@@ -180,6 +180,28 @@ pub enum WireError {
         /// How long was waited.
         after: Duration,
     },
+    /// A frame began and did not go on.
+    #[error(
+        "the peer began to send {bytes} bytes and they were not there after {:.1} s: it stalled or the link is too slow, see --frame-timeout and --min-rate of serve-decode",
+        after.as_secs_f64()
+    )]
+    TooSlow {
+        /// Bytes of the part of a frame that was due.
+        bytes: u64,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The peer does not take what it is sent.
+    #[error(
+        "the peer did not take {bytes} bytes within {:.1} s: it stalled or the link is too slow, see --frame-timeout and --min-rate of serve-decode",
+        after.as_secs_f64()
+    )]
+    NotReading {
+        /// Bytes of the frame.
+        bytes: u64,
+        /// How long was waited.
+        after: Duration,
+    },
     /// Small messages pass, full segments do not.
     #[error(
         "the handshake got through and bulk data does not: segments of {segment_bytes} bytes were sent again {resent} times and never acknowledged, so something on the way drops them, a smaller MTU or a firewall: `ping -M do -s {segment_bytes}` to the peer must pass, else lower the MTU of this interface"
@@ -190,6 +212,9 @@ pub enum WireError {
         /// How often segments were sent again on that connection.
         resent: u32,
     },
+    /// What was given is no address, or stands for none; the text names the next step.
+    #[error("{0}")]
+    Address(String),
     /// No connection could be made; the text names the next step.
     #[error("{0}")]
     Connect(String),
@@ -217,6 +242,7 @@ impl WireError {
             | Self::Json { .. }
             | Self::Unexpected { .. }
             | Self::ForeignSession { .. }
+            | Self::TooSlow { .. }
             | Self::Timeout { .. } => Some(RefuseCode::BadRequest),
             Self::Io { .. }
             | Self::Closed
@@ -224,7 +250,9 @@ impl WireError {
             | Self::BadMagic { .. }
             | Self::Refused { .. }
             | Self::PeerFailed { .. }
+            | Self::NotReading { .. }
             | Self::BulkHangs { .. }
+            | Self::Address(_)
             | Self::Connect(_)
             | Self::Listen(_)
             | Self::SocketOption(_) => None,

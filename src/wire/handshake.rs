@@ -24,7 +24,7 @@ use super::message::{
     Auth, CacheLayout, Hello, Hex32, Introduction, KvDtype, LayerLayout, Refuse, printable,
 };
 
-/// Longest a handshake may take from first to last byte: far beyond any round trip, short
+/// Longest a handshake usually may take from first to last byte: far beyond any round trip, short
 /// enough that a silent stranger does not hold a place.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -42,35 +42,37 @@ pub struct Session {
     pub rtt: Duration,
 }
 
-/// The prefill node's side of the handshake, within [`HANDSHAKE_TIMEOUT`]. Not cancel safe.
+/// The prefill node's side of the handshake, within `limit`. Not cancel safe.
 pub async fn initiate<R, W>(
     reader: &mut FrameReader<R>,
     writer: &mut FrameWriter<W>,
     ours: &Introduction,
     token: Option<&Token>,
+    limit: Duration,
 ) -> Result<Session, WireError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let agreed = agree_as_prefill_node(reader, writer, ours, token);
-    let outcome = within(HANDSHAKE_TIMEOUT, agreed).await;
+    let outcome = within(limit, agreed).await;
     refuse_on_error(reader, writer, outcome).await
 }
 
-/// The decode node's side of the handshake, within [`HANDSHAKE_TIMEOUT`]. Not cancel safe.
+/// The decode node's side of the handshake, within `limit`. Not cancel safe.
 pub async fn respond<R, W>(
     reader: &mut FrameReader<R>,
     writer: &mut FrameWriter<W>,
     ours: &Introduction,
     token: Option<&Token>,
+    limit: Duration,
 ) -> Result<Session, WireError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     let agreed = agree_as_decode_node(reader, writer, ours, token);
-    let outcome = within(HANDSHAKE_TIMEOUT, agreed).await;
+    let outcome = within(limit, agreed).await;
     refuse_on_error(reader, writer, outcome).await
 }
 

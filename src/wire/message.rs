@@ -246,8 +246,8 @@ pub struct Open {
 pub struct Admit {
     /// Tokens that the cache holds.
     pub capacity_tokens: u32,
-    /// Requests that will be served before this one.
-    pub waiting_ahead: u32,
+    /// Other requests that have a cache now.
+    pub others_in_flight: u32,
 }
 
 /// Why something was refused, for programs.
@@ -375,6 +375,9 @@ pub struct Done {
     /// What the decode node's process and machine did so far, passed through unread.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub activity: serde_json::Value,
+    /// The most other requests that had a cache at any moment of this one.
+    #[serde(default)]
+    pub others_in_flight: Option<u32>,
     /// How busy receiving kept the decode node; a probe's alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receiving: Option<Receiving>,

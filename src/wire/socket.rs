@@ -125,7 +125,7 @@ pub async fn connect(
 
 async fn connect_any(address: &str, source: Option<&Source>) -> Result<TcpStream, WireError> {
     let mut failure = None;
-    for candidate in resolve(address).await.map_err(WireError::Connect)? {
+    for candidate in resolve(address).await.map_err(WireError::Address)? {
         let connected = match source {
             Some(source) => source.connect(candidate).await,
             None => TcpStream::connect(candidate).await,
@@ -135,10 +135,12 @@ async fn connect_any(address: &str, source: Option<&Source>) -> Result<TcpStream
             Err(error) => failure = Some(error),
         }
     }
-    Err(WireError::Connect(match failure {
-        Some(error) => describe_connect_failure(address, &error),
-        None => format!("{address} has no address: give the peer as HOST:PORT"),
-    }))
+    Err(match failure {
+        Some(error) => WireError::Connect(describe_connect_failure(address, &error)),
+        None => WireError::Address(format!(
+            "{address} has no address: give the peer as HOST:PORT"
+        )),
+    })
 }
 
 fn describe_connect_failure(address: &str, error: &io::Error) -> String {

@@ -7,6 +7,7 @@
     reason = "compiled into every test file, and none of them needs all of it"
 )]
 
+pub mod fault_proxy;
 pub mod proxy;
 pub mod running;
 
@@ -229,6 +230,8 @@ impl Workplace {
             .current_dir(self.folder.path())
             // Many of these run at once: more threads would spin against each other.
             .env("RAYON_NUM_THREADS", "1")
+            // Peers that never come are many here, and each would be waited for.
+            .env("DISAGG_RETRY_FOR", "0")
             .env("DISAGG_CACHE", self.path("no-cache"));
         command
     }

@@ -38,6 +38,7 @@ impl Answer {
             cache_digest,
             memory: Some(memory),
             activity: serde_json::to_value(activity).unwrap_or_default(),
+            others_in_flight: None,
             receiving: None,
         }
     }

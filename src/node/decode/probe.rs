@@ -36,6 +36,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     /// Receives a made-up cache and answers with when its pieces landed.
     pub(super) async fn serve_probe(&mut self, number: u64, probe: Probe) -> Result<(), Abort> {
         let clock = Clock::start(Node::Decode);
+        let place = match self.place() {
+            Ok(place) => place,
+            Err(refuse) => return self.refuse(number, refuse).await,
+        };
         let cache = match self.admit_probe(probe).await {
             Ok(cache) => Arc::new(cache),
             Err(refuse) => return self.refuse(number, refuse).await,
@@ -48,7 +52,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         self.shared.set_current(Some(Arc::clone(&reception)));
         let admit = Admit {
             capacity_tokens: probe.tokens,
-            waiting_ahead: 0,
+            others_in_flight: place.most_others(),
         };
         (self.writer)
             .write_control(Kind::Admit, self.session.id, number, &admit)
@@ -73,6 +77,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                     self.node.activity(),
                 );
                 done.receiving = Some(receiving);
+                done.others_in_flight = Some(place.most_others());
                 (self.writer)
                     .write_control(Kind::Done, self.session.id, number, &done)
                     .await

@@ -67,11 +67,25 @@ async fn shake(
     let (near, far) = duplex(4096);
     let prefill_side = async {
         let (mut reader, mut writer) = end(near);
-        initiate(&mut reader, &mut writer, prefill.0, prefill.1).await
+        initiate(
+            &mut reader,
+            &mut writer,
+            prefill.0,
+            prefill.1,
+            HANDSHAKE_TIMEOUT,
+        )
+        .await
     };
     let decode_side = async {
         let (mut reader, mut writer) = end(far);
-        respond(&mut reader, &mut writer, decode.0, decode.1).await
+        respond(
+            &mut reader,
+            &mut writer,
+            decode.0,
+            decode.1,
+            HANDSHAKE_TIMEOUT,
+        )
+        .await
     };
     tokio::join!(prefill_side, decode_side)
 }
@@ -88,7 +102,14 @@ async fn respond_to(bytes: &[u8], token: Option<&Token>) -> (WireError, Vec<u8>)
     };
     let decode_side = async {
         let (mut reader, mut writer) = end(far);
-        let outcome = respond(&mut reader, &mut writer, &introduction(), token).await;
+        let outcome = respond(
+            &mut reader,
+            &mut writer,
+            &introduction(),
+            token,
+            HANDSHAKE_TIMEOUT,
+        )
+        .await;
         outcome.unwrap_err()
     };
     let (answer, error) = tokio::join!(stranger, decode_side);
@@ -132,7 +153,13 @@ async fn the_connection_is_usable_after_the_handshake() {
     let (mut far_reader, mut far_writer) = end(far);
     let ours = introduction();
     let (prefill, decode) = tokio::join!(
-        initiate(&mut near_reader, &mut near_writer, &ours, None),
+        initiate(
+            &mut near_reader,
+            &mut near_writer,
+            &ours,
+            None,
+            HANDSHAKE_TIMEOUT
+        ),
         respond(&mut far_reader, &mut far_writer, &ours, None)
     );
     let id = prefill.unwrap().id;
@@ -196,7 +223,14 @@ async fn impostor(proof: impl Fn(&Hello) -> Option<Hex32>) -> (WireError, Outcom
     };
     let decode_side = async {
         let (mut reader, mut writer) = end(far);
-        respond(&mut reader, &mut writer, &introduction(), Some(&secret)).await
+        respond(
+            &mut reader,
+            &mut writer,
+            &introduction(),
+            Some(&secret),
+            HANDSHAKE_TIMEOUT,
+        )
+        .await
     };
     tokio::join!(prefill_side, decode_side)
 }
@@ -240,7 +274,14 @@ async fn an_impostor_decode_node_is_refused_by_the_prefill_node() {
         };
         let prefill_side = async {
             let (mut reader, mut writer) = end(near);
-            initiate(&mut reader, &mut writer, &introduction(), Some(&secret)).await
+            initiate(
+                &mut reader,
+                &mut writer,
+                &introduction(),
+                Some(&secret),
+                HANDSHAKE_TIMEOUT,
+            )
+            .await
         };
         let (prefill, decode) = tokio::join!(prefill_side, decode_side);
         assert!(matches!(prefill.unwrap_err(), WireError::Auth(_)));
@@ -357,7 +398,14 @@ async fn another_version_is_refused_by_number_on_both_sides() {
     far.shutdown().await.unwrap();
     let prefill_side = async {
         let (mut reader, mut writer) = end(near);
-        initiate(&mut reader, &mut writer, &introduction(), None).await
+        initiate(
+            &mut reader,
+            &mut writer,
+            &introduction(),
+            None,
+            HANDSHAKE_TIMEOUT,
+        )
+        .await
     };
     let mut received = Vec::new();
     let (outcome, received_bytes) = tokio::join!(prefill_side, far.read_to_end(&mut received));
@@ -483,7 +531,7 @@ async fn a_frame_of_another_session_is_refused() {
     };
     let decode_side = async {
         let (mut reader, mut writer) = end(far);
-        respond(&mut reader, &mut writer, &ours, None).await
+        respond(&mut reader, &mut writer, &ours, None, HANDSHAKE_TIMEOUT).await
     };
     let (prefill, decode) = tokio::join!(prefill_side, decode_side);
     assert!(matches!(
@@ -506,7 +554,14 @@ async fn a_refusal_waits_for_a_peer_that_is_still_sending() {
     let (mut near, far) = duplex(512);
     let decode_side = async {
         let (mut reader, mut writer) = end(far);
-        respond(&mut reader, &mut writer, &introduction(), None).await
+        respond(
+            &mut reader,
+            &mut writer,
+            &introduction(),
+            None,
+            HANDSHAKE_TIMEOUT,
+        )
+        .await
     };
     let prefill_side = async {
         let mut bytes = hello_of_version(2);
