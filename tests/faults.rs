@@ -252,7 +252,7 @@ fn a_killed_split_takes_its_decode_node_along() {
 }
 
 #[test]
-fn serve_decode_stops_at_ctrl_c_and_at_a_polite_kill() {
+fn serve_decode_stops_at_ctrl_c_and_at_a_polite_kill_and_at_once_at_the_second() {
     let place = Workplace::new();
     for signal in ["INT", "TERM"] {
         // At once, with nobody there.
@@ -273,11 +273,165 @@ fn serve_decode_stops_at_ctrl_c_and_at_a_polite_kill() {
         ]));
         proxy.wait_until_stopped();
         node.process.signal(signal);
-        let ended = node.process.wait().exits(0);
+        wait_for("it to say so", || {
+            node.process
+                .stderr()
+                .contains("a second signal stops at once")
+                .then_some(())
+        });
+        node.process.signal(signal);
+        let ended = node.process.wait().exits(130);
         assert!(ended.stderr.contains("stopped"), "{ended}");
         proxy.cut();
         drop(split);
     }
+}
+
+#[test]
+fn a_node_that_is_being_stopped_finishes_what_it_has_and_takes_nothing_new() {
+    let place = Workplace::new();
+    let node = place.serve(&[]);
+    // The answer of the first request is held up until the signal is through.
+    let proxy = Proxy::start(&node.address, Kind::Token, 3);
+    let run = Running::start(
+        place.on_model(
+            &[
+                &["run-prefill", "--peer", &proxy.address, "--out", "run"],
+                &REQUEST[..],
+                &["--repeats", "1"],
+            ]
+            .concat(),
+        ),
+    );
+    proxy.wait_until_stopped();
+    node.process.signal("TERM");
+    wait_for("it to say so", || {
+        node.process
+            .stderr()
+            .contains("finishing what is under way")
+            .then_some(())
+    });
+    // Whatever comes now is refused with the reason.
+    let late = [
+        &["split", "--out", "late", "--peer", &node.address],
+        &REQUEST[..],
+    ]
+    .concat();
+    place
+        .run(&late)
+        .fails(4, &["refused (draining)", "is shutting down"]);
+    // All of the answer lies in sockets by now, so the node is done with it and ends by itself.
+    node.process.wait().exits(0);
+    proxy.cut();
+    drop(run);
+}
+
+#[test]
+fn an_interrupted_run_is_finished_by_resume_and_only_if_it_is_the_same() {
+    let place = Workplace::new();
+    let node = place.serve(&[]);
+    let proxy = Proxy::start(&node.address, Kind::Token, 2 * STREAMED + 7);
+    let split = start_split(&place, &proxy.address, &["--repeats", "5", "--seed", "7"]);
+    proxy.wait_until_stopped();
+    proxy.cut();
+    split.wait().fails(4, &["cannot be reached any more"]);
+    let before = place.record("run");
+    assert_eq!(before.run.status, Status::Failed);
+    let good = |record: &Record| {
+        let samples = record.cases.iter().flat_map(|c| &c.samples);
+        samples.filter(|s| s.error.is_none()).count()
+    };
+    assert!(good(&before) < 10);
+
+    let resume = |more: &[&str]| {
+        place.run(&[&["split", "--resume", "run", "--peer", &node.address], more].concat())
+    };
+    resume(&["--repeats", "6"]).fails(3, &["--repeats: \"5\" then, \"6\" now"]);
+    resume(&["--seed", "8"]).fails(3, &["seed: 7 then, 8 now"]);
+    resume(&["--prompt-tokens", "100"]).fails(3, &["other prompts"]);
+    resume(&["--out", "elsewhere"]).fails(2, &["--resume"]);
+    let untouched = place.record("run");
+    assert_eq!(good(&untouched), good(&before));
+
+    resume(&[]).exits(0);
+    let record = place.record("run");
+    assert_eq!(record.run.status, Status::Complete);
+    assert_eq!(record.run.resumed_at.len(), 1);
+    assert_eq!(record.outputs(), Some(Agreement::Identical));
+    let case = &record.cases[0];
+    // Nothing that was measured is lost or measured twice, the failed request is still a row, and
+    // each arm has its five answers.
+    for (old, new) in before.cases[0].samples.iter().zip(&case.samples) {
+        assert_eq!((old.order, &old.events), (new.order, &new.events));
+    }
+    assert_eq!(case.samples.iter().filter(|s| s.error.is_some()).count(), 1);
+    for arm in [Arm::Single, Arm::Split] {
+        let mut repeats: Vec<u32> = (case.samples.iter())
+            .filter(|s| s.arm == arm && s.error.is_none() && !s.warmup)
+            .map(|s| s.repeat)
+            .collect();
+        repeats.sort_unstable();
+        assert_eq!(repeats, [0, 1, 2, 3, 4], "{arm}");
+    }
+    let orders = case.samples.iter().map(|s| s.order);
+    assert!(
+        orders.clone().is_sorted_by(|a, b| a < b),
+        "{:?}",
+        orders.collect::<Vec<_>>()
+    );
+
+    resume(&[]).fails(3, &["this run is complete"]);
+    resume_of_nothing(&place, &node);
+    node.stop();
+}
+
+fn resume_of_nothing(place: &Workplace, node: &DecodeNode) {
+    let resume = ["split", "--resume", "nowhere", "--peer", &node.address];
+    place.run(&resume).fails(3, &["nowhere"]);
+}
+
+#[test]
+fn two_processes_do_not_measure_into_one_folder() {
+    let place = Workplace::new();
+    let node = place.serve(&[]);
+    let split = start_split(&place, &node.address, &ENDLESS);
+    wait_for_samples(&place);
+    let resume = ["split", "--resume", "run", "--peer", &node.address];
+    place
+        .run(&resume)
+        .fails(3, &["another process is measuring into it"]);
+    split.signal("INT");
+    split.wait().exits(130);
+    // Its holder is gone, so it is free; killed ones hold nothing either.
+    let resume = [&resume[..], &["--repeats", "3"]].concat();
+    place.run(&resume).fails(3, &["--repeats"]);
+    node.stop();
+}
+
+#[test]
+fn a_decode_node_that_comes_back_between_requests_is_found_again() {
+    let place = Workplace::new();
+    let node = place.serve(&[]);
+    let address = node.address.clone();
+    let split = start_split(&place, &address, &["--repeats", "400", "--retry-for", "30"]);
+    wait_for_samples(&place);
+    node.process.signal("KILL");
+    node.process.wait();
+    let mut again = place.on_model(&["serve-decode", "--listen", &address]);
+    again.env("RAYON_NUM_THREADS", "1");
+    let again = DecodeNode::start(again);
+    let _ = split.wait();
+    let record = place.record("run");
+    assert_eq!(record.run.status, Status::Failed, "{:?}", record.run.error);
+    let samples = &record.cases[0].samples;
+    // At most the request that was under way is lost, the rest was measured on the new node.
+    assert_eq!(samples.len(), 800);
+    assert!(samples.iter().filter(|s| s.error.is_some()).count() <= 1);
+    let retried = samples
+        .iter()
+        .filter(|s| s.connect_attempts.is_some_and(|n| n > 1));
+    assert_eq!(retried.count(), 1);
+    again.stop();
 }
 
 #[test]

@@ -259,7 +259,7 @@ impl Connection {
         let (done, received, tokens) =
             receive(&mut self.reader, answering, clock, &progress).await?;
         events.extend(received);
-        let answer = RemoteAnswer::new(tokens, done)?;
+        let answer = RemoteAnswer::new(tokens, 0, request.output_tokens as usize, done)?;
         events.extend(answer.remote_events);
         let output = Output {
             text: node.compute.engine().tokenizer.decode(&answer.tokens)?,
@@ -434,7 +434,7 @@ impl Connection {
         tokens.splice(0..0, sender.first_token.get());
         events.append(&mut sender.events.into_inner());
         events.append(&mut received);
-        RemoteAnswer::new(tokens, done)
+        RemoteAnswer::new(tokens, 1, request.output_tokens as usize, done)
     }
 }
 

@@ -17,7 +17,14 @@ pub(super) struct RemoteAnswer {
 }
 
 impl RemoteAnswer {
-    pub(super) fn new(tokens: Vec<u32>, done: Done) -> anyhow::Result<Self> {
+    /// `tokens` are all of the answer, of which the decode node sent those from position `sent_from`
+    /// on; at most `due` of them were asked for.
+    pub(super) fn new(
+        tokens: Vec<u32>,
+        sent_from: usize,
+        due: usize,
+        done: Done,
+    ) -> anyhow::Result<Self> {
         let finish = match done.finish.as_str() {
             "length" => Finish::Length,
             "eos" => Finish::EndOfSequence,
@@ -25,6 +32,14 @@ impl RemoteAnswer {
                 "the decode node ended with {other:?}: build both nodes from one commit"
             ),
         };
+        // It proves each token that it chose, so a token that was lost on the way shows here.
+        let (sent, proven) = (tokens.len().saturating_sub(sent_from), done.steps.len());
+        anyhow::ensure!(
+            sent == proven && (finish != Finish::Length || tokens.len() == due),
+            "the decode node is done with {proven} tokens and {sent} came, of {} that were due: \
+             frames were lost between the nodes",
+            due.saturating_sub(sent_from)
+        );
         let proof = |step: StepRecord| StepProof {
             digest: step.digest,
             top: step.top,

@@ -160,7 +160,13 @@ async fn the_connection_is_usable_after_the_handshake() {
             None,
             HANDSHAKE_TIMEOUT
         ),
-        respond(&mut far_reader, &mut far_writer, &ours, None)
+        respond(
+            &mut far_reader,
+            &mut far_writer,
+            &ours,
+            None,
+            HANDSHAKE_TIMEOUT
+        )
     );
     let id = prefill.unwrap().id;
     assert_eq!(id, decode.unwrap().id);
