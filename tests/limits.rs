@@ -56,7 +56,7 @@ fn what_is_over_a_limit_is_refused_with_the_flag_that_raises_it() {
             "7",
             ["the answer has 8 tokens", "--max-output-tokens"],
         ),
-        ("--max-cache", "100KB", ["does not fit", "of 100000 bytes"]),
+        ("--max-cache", "64KB", ["does not fit", "of 64000 bytes"]),
         (
             "--max-message",
             "300B",

@@ -281,6 +281,35 @@ fn requests_of_others_are_counted() {
 }
 
 #[test]
+fn each_sitting_of_a_resumed_run_is_counted_by_itself() {
+    let mut resumed = looked_at(|_, _| {});
+    let sittings = resumed.observed.looks.clone();
+    // The second sitting's processes are new: their counters start below where the first ones ended.
+    let mut again = sittings.clone();
+    again[0].order = None;
+    for look in &mut again {
+        look.prefill.wall_ns += 1_000;
+        look.decode.as_mut().unwrap().requests = Some(0);
+    }
+    resumed.observed.looks.extend(again);
+    resumed.run.resumed_at.push("2026-01-01T00:00:00Z".into());
+    let alarm = only_alarm(&resumed);
+    assert!(
+        alarm.contains("taken up again at 2026-01-01T00:00:00Z"),
+        "{alarm}"
+    );
+}
+
+#[test]
+fn connections_that_took_several_attempts_are_counted() {
+    let mut record = record(vec![usual_case(512)]);
+    record.cases[0].samples[1].connect_attempts = Some(1);
+    assert!(alarms(&record).is_empty());
+    record.cases[0].samples[1].connect_attempts = Some(4);
+    assert!(only_alarm(&record).starts_with("before 1 request the decode node was reached only"));
+}
+
+#[test]
 fn slow_compute_is_named_by_instruction_set() {
     // The usual case prefills 1,000 tokens a second on two threads.
     let with = |layer_weights, set: &str| {

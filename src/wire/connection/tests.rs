@@ -219,7 +219,7 @@ proptest! {
         let mut bytes = Vec::from(Header::new(Kind::Hello, 1, 1, length).encode());
         bytes[10..12].copy_from_slice(&number.to_le_bytes());
         bytes.extend(tail);
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let error = runtime.block_on(async {
             let mut reader = FrameReader::new(&bytes[..]);
             reader.expect::<serde_json::Value>(Kind::Hello).await.unwrap_err()
