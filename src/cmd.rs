@@ -33,6 +33,8 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let everywhere = cores::current();
     Ok(tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // For touching the memory of new caches; many peers at once must not be many threads.
+        .max_blocking_threads(8)
         .on_thread_start(move || {
             let _ = everywhere.as_ref().map(cores::pin);
         })

@@ -82,6 +82,7 @@ pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBu
     let folder = match out {
         Some(folder) => folder.to_path_buf(),
         None => {
+            #[expect(clippy::disallowed_methods, reason = "a name, no duration")]
             let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
             let wanted = Path::new("reports").join(format!("{time}-{command}"));
             new_folder(&wanted).map_err(|e| not_writable(&wanted, &e))?

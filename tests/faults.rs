@@ -127,6 +127,14 @@ fn a_decode_node_killed_in_mid_decode_costs_only_what_was_not_measured() {
 }
 
 #[test]
+fn a_decode_node_killed_at_any_other_step_of_a_request_costs_no_more() {
+    for kind in [Kind::Open, Kind::Admit, Kind::Start, Kind::Done] {
+        decode_node_dies_at(kind, 3);
+    }
+    decode_node_dies_at(Kind::Ack, 2 * LAYERS + 1);
+}
+
+#[test]
 fn a_decode_node_killed_without_any_proxy_ends_the_run_too() {
     let place = Workplace::new();
     let node = place.serve(&[]);
@@ -173,6 +181,14 @@ fn a_prefill_node_killed_in_mid_transfer_leaves_the_decode_node_well() {
 #[test]
 fn a_prefill_node_killed_in_mid_decode_leaves_the_decode_node_well() {
     prefill_node_dies_at(Kind::Token, 2 * STREAMED + 7);
+}
+
+#[test]
+fn a_prefill_node_killed_at_any_other_step_leaves_the_decode_node_well() {
+    for kind in [Kind::Open, Kind::Admit, Kind::Start, Kind::Done] {
+        prefill_node_dies_at(kind, 3);
+    }
+    prefill_node_dies_at(Kind::Ack, 2 * LAYERS + 1);
 }
 
 #[test]
@@ -525,6 +541,52 @@ fn a_full_disk_ends_the_run_and_keeps_the_last_record_that_fitted() {
     for name in names.map(|f| f.unwrap().file_name().into_string().unwrap()) {
         assert!(!name.starts_with('.'), "{name}");
     }
+}
+
+#[test]
+fn a_disk_that_turns_read_only_ends_the_run_and_resume_finishes_it_once_it_is_well() {
+    let place = Workplace::new();
+    let folder = place.path("disk");
+    let _disk = match SmallDisk::mount(&folder, "64m") {
+        Ok(disk) => disk,
+        Err(why) => return tiny_model::skipped("a read-only disk", &why),
+    };
+    let remount = |how: &str| {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &format!("remount,{how}")]).arg(&folder);
+        assert!(mount.status().unwrap().success());
+    };
+    let node = place.serve(&[]);
+    let run = [
+        "split",
+        "--out",
+        "disk/run",
+        "--peer",
+        &node.address,
+        "--repeats",
+        "300",
+    ];
+    let split = Running::start(place.on_model(&[&run[..], &REQUEST].concat()));
+    wait_for("the first samples", || {
+        let record = Record::read(&place.path("disk/run/run.json")).ok()?;
+        (!record.cases.first()?.samples.is_empty()).then_some(())
+    });
+    remount("ro");
+    split
+        .wait()
+        .fails(1, &["disk/run", "Read-only file system"]);
+    let measured = place.record("disk/run").cases[0].samples.len();
+    assert!(measured > 0 && measured < 600);
+    let resume = ["split", "--resume", "disk/run", "--peer", &node.address];
+    place
+        .run(&resume)
+        .fails(1, &["disk/run", "Read-only file system"]);
+    remount("rw");
+    place.run(&resume).exits(0);
+    let record = place.record("disk/run");
+    assert_eq!(record.cases[0].samples.len(), 600);
+    assert_eq!(record.outputs(), Some(Agreement::Identical));
+    node.stop();
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use disagg_bench::metrics::Agreement;
-use disagg_bench::wire::Kind;
+use disagg_bench::wire::frame::MAX_HELLO_BYTES;
+use disagg_bench::wire::{Header, Kind};
 use tiny_model::proxy::Proxy;
 use tiny_model::running::Running;
 use tiny_model::{DecodeNode, Ended, Workplace, wait_for};
@@ -188,6 +189,43 @@ fn a_request_that_stops_coming_loses_its_cache_to_others() {
         stopped.stdout.contains("they were not there after"),
         "{stopped}"
     );
+}
+
+#[test]
+fn lengths_that_are_announced_take_no_memory() {
+    let place = Workplace::new();
+    let node = place.serve(&[]);
+    let resident_bytes = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", node.process.id()));
+        let status = status.unwrap();
+        let line = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.split_whitespace()
+            .next()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            << 10
+    };
+    split(&place, &node, "before").exits(0);
+    let before = resident_bytes();
+    // A HELLO of the largest length, of which nothing comes: 50 MiB if each were believed.
+    let header = Header::new(Kind::Hello, 0, 0, MAX_HELLO_BYTES).encode();
+    let announced: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&node.address).unwrap();
+            stream.write_all(&header).unwrap();
+            stream
+        })
+        .collect();
+    // The node reads what it is sent in the order of arrival, so this one comes behind them.
+    split(&place, &node, "meanwhile").exits(0);
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 200 * MAX_HELLO_BYTES / 4, "{grown} bytes more");
+    drop(announced);
+    node.stop();
 }
 
 #[test]

@@ -17,6 +17,9 @@ const REQUESTS_EACH: usize = 200;
 /// allocator keeps, and far less than a cache (384 KiB) that is forgotten now and then.
 const GROWTH_BYTES: u64 = 16 << 20;
 
+/// Threads that the runtime may start beside its own for work that blocks.
+const BLOCKING_THREADS: usize = 8;
+
 /// Longest that all of it may take.
 const LIMIT: Duration = Duration::from_secs(1_800);
 
@@ -108,7 +111,7 @@ fn ten_thousand_requests_of_fifty_peers_leave_nothing_behind() {
         took.as_secs_f64()
     );
     assert!(late.resident_bytes <= early.resident_bytes + GROWTH_BYTES);
-    assert!(late.threads <= early.threads);
+    assert!(late.threads <= at_first.threads + BLOCKING_THREADS);
     for peer in 0..PEERS {
         let record = place.record(&format!("peer-{peer}"));
         let samples = || record.cases.iter().flat_map(|c| &c.samples);

@@ -209,6 +209,74 @@ async fn nothing_over_a_limit_is_sent() {
     assert!(rest.is_empty());
 }
 
+/// Shorter than any test would wait, and than a machine under load needs for nothing.
+const SOON: Pace = Pace {
+    grace: std::time::Duration::from_millis(20),
+    bytes_per_s: u64::MAX,
+};
+
+#[tokio::test]
+async fn a_frame_that_does_not_go_on_is_given_up_and_one_that_has_not_begun_is_not() {
+    let (near, far) = duplex(1 << 16);
+    let mut reader = FrameReader::new(far).limited(SOON, FrameLimits::WIRE);
+    let waiting = tokio::time::timeout(4 * SOON.grace, reader.read_header()).await;
+    assert!(waiting.is_err(), "nothing has begun");
+    let frame = framed(Header::new(Kind::Start, 5, 6, 10), b"0123456789");
+    for (sent, part) in [
+        (3, "56 bytes"),
+        (HEADER_BYTES, "10 bytes"),
+        (frame.len() - 1, "10 bytes"),
+    ] {
+        let (mut near, far) = duplex(1 << 16);
+        let mut reader = FrameReader::new(far).limited(SOON, FrameLimits::WIRE);
+        near.write_all(&frame[..sent]).await.unwrap();
+        let error = reader.expect::<Start>(Kind::Start).await.unwrap_err();
+        assert!(
+            matches!(error, WireError::TooSlow { .. }),
+            "{sent}: {error}"
+        );
+        let left = part.replace("56", "53");
+        assert!(error.to_string().contains(&left), "{sent}: {error}");
+        assert!(error.refuse_code().is_some());
+    }
+    drop(near);
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_given_up() {
+    let (near, _far) = duplex(100);
+    let mut writer = FrameWriter::new(near).paced(SOON);
+    writer.write_empty(Kind::Ping, 5, 1).await.unwrap();
+    let error = writer.write_empty(Kind::Ping, 5, 2).await.unwrap_err();
+    assert!(
+        matches!(error, WireError::NotReading { bytes: 56, .. }),
+        "{error}"
+    );
+    // Nothing more can be said over it.
+    assert!(error.refuse_code().is_none());
+}
+
+#[tokio::test]
+async fn frames_over_the_readers_own_limits_are_refused_before_they_are_read() {
+    let limits = FrameLimits {
+        control_bytes: 9,
+        piece_bytes: 10,
+    };
+    for (header, fits) in [
+        (Header::new(Kind::Start, 5, 6, 9), true),
+        (Header::new(Kind::Start, 5, 6, 10), false),
+        (Header::for_run(Kind::Piece, RUN, 10), true),
+        (Header::for_run(Kind::Piece, RUN, 11), false),
+    ] {
+        let bytes = header.encode();
+        let mut reader = FrameReader::new(&bytes[..]).limited(Pace::USUAL, limits);
+        let read = reader.read_header().await;
+        assert_eq!(read.is_ok(), fits, "{header:?}");
+        let too_large = matches!(read, Err(WireError::TooLarge { .. }));
+        assert_eq!(too_large, !fits);
+    }
+}
+
 proptest! {
     #[test]
     fn hostile_bytes_never_panic(

@@ -263,6 +263,7 @@ fn several_may_fetch_at_once() {
 #[test]
 fn only_old_fetch_folders_are_swept() {
     let cache = tempfile::tempdir().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "files are dated by this clock")]
     let two_days_ago = SystemTime::now() - Duration::from_hours(48);
     for (name, is_old) in [(".fetch-old", true), (".fetch-new", false), ("other", true)] {
         let path = cache.path().join(name);
