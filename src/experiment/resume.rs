@@ -172,3 +172,75 @@ pub(super) fn is_measured(samples: &[Sample], way: Way, repeat: u32) -> bool {
         .iter()
         .any(|s| !s.warmup && s.error.is_none() && s.repeat == repeat && way_of(s) == Some(way))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{Origin, Setting};
+    use crate::report::fixture::record;
+
+    #[test]
+    fn the_same_run_goes_on_with_all_that_it_has() {
+        let fresh = record(Vec::new());
+        let mut interrupted = fresh.clone();
+        interrupted.run.status = Status::Interrupted;
+        interrupted.run.started_at = "2026-01-01T00:00:00Z".into();
+        let going_on = continued(interrupted, &fresh, &[]).unwrap();
+        assert_eq!(going_on.run.status, Status::Running);
+        assert_eq!(going_on.run.started_at, "2026-01-01T00:00:00Z");
+        assert_eq!(going_on.run.resumed_at.len(), 1);
+        assert!(going_on.run.finished_at.is_none());
+    }
+
+    #[test]
+    fn what_matters_is_refused_by_name_and_what_does_not_is_taken() {
+        type Change = fn(&mut Record);
+        let set = |record: &mut Record, name: &str, value: &str| {
+            let setting = Setting {
+                value: value.into(),
+                origin: Origin::Flag,
+            };
+            record.configuration.insert(name.into(), setting);
+        };
+        let changes: [(&str, Change); 8] = [
+            ("command: split then, run-prefill now", |r| {
+                r.run.command = "run-prefill".into();
+            }),
+            ("model: ", |r| r.model.fingerprint = "other".into()),
+            ("seed: ", |r| r.run.seed += 1),
+            ("prefill node's git revision", |r| {
+                r.environment.prefill.build.git_revision = "other".into();
+            }),
+            ("decode node's threads", |r| {
+                r.environment.decode.as_mut().unwrap().threads += 1;
+            }),
+            ("decode node's machine", |r| {
+                r.environment.decode.as_mut().unwrap().host.machine_id = "other".into();
+            }),
+            ("link: ", |r| {
+                r.link.as_mut().unwrap().socket.congestion_control = Some("cubic".into());
+            }),
+            ("decode node's description", |r| r.environment.decode = None),
+        ];
+        let then = record(Vec::new());
+        for (wanted, change) in changes {
+            let mut now = then.clone();
+            change(&mut now);
+            let refused = continued(then.clone(), &now, &[]).unwrap_err().to_string();
+            assert!(refused.contains(wanted), "{wanted}: {refused}");
+        }
+        let mut now = then.clone();
+        set(&mut now, "chunk_tokens", "64");
+        let refused = continued(then.clone(), &now, &[]).unwrap_err().to_string();
+        assert!(
+            refused.contains("--chunk-tokens: nothing then, \"64\" now"),
+            "{refused}"
+        );
+
+        let mut now = then.clone();
+        set(&mut now, "peer", "10.0.0.3:5556");
+        set(&mut now, "resume", "reports/run");
+        now.environment.prefill.processor.load_average = None;
+        assert!(continued(then, &now, &[]).is_ok());
+    }
+}
