@@ -8,6 +8,7 @@ use super::{ComparedArm, ComparedCase, ComparedFigure, Comparison, RunName};
 use crate::metrics::changes::ArmKey;
 use crate::report::changes::{CHANCE, interval, probability, signed};
 use crate::report::number::{one_line, significant};
+use crate::report::table::{cell, escaped};
 
 /// Significant digits of medians.
 const DIGITS: usize = 4;
@@ -70,9 +71,7 @@ impl Comparison {
             for arm in &case.arms {
                 for figure in &arm.figures {
                     let lead = [
-                        one_line(&case.prompt, 120)
-                            .replace('\\', "\\\\")
-                            .replace('|', "\\|"),
+                        cell(&one_line(&case.prompt, 120)),
                         case.prompt_tokens.to_string(),
                         name(&arm.key),
                     ];
@@ -88,12 +87,12 @@ impl Comparison {
         let warnings: String = self
             .warnings
             .iter()
-            .map(|w| format!("- **{w}**\n"))
+            .map(|w| format!("- **{}**\n", escaped(w)))
             .collect();
         format!(
             "Old: {}  \nNew: {}\n\n{warnings}{}{table}\n\nMedians. Change: Hodges-Lehmann shift in percent of the old median, with its 95% interval and the two-sided Mann-Whitney p. {CHANCE}: not significant at 5%.\n",
-            self.old.line(),
-            self.new.line(),
+            escaped(&self.old.line()),
+            escaped(&self.new.line()),
             if warnings.is_empty() { "" } else { "\n" },
         )
     }
