@@ -15,12 +15,13 @@ use crate::metrics::{Origin, Setting};
 const VALUE_CHARS: usize = 200;
 
 /// Units of the settings that have one.
-const UNITS: [(&str, &str); 9] = [
+const UNITS: [(&str, &str); 10] = [
     ("chunk_tokens", "tokens"),
     ("ci_width", "% of E2E"),
     ("output_tokens", "tokens"),
     ("prompt_tokens", "tokens"),
     ("repeats", "requests an arm"),
+    ("retry_for", "s"),
     ("streams", "TCP connections"),
     ("threads", "threads"),
     ("time_budget", "s"),
