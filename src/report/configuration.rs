@@ -8,24 +8,25 @@ use tabled::settings::Style;
 
 use super::document::Block;
 use super::number::one_line;
+use super::prose::unpadded;
 use super::table::{NONE, Table, words};
 use crate::metrics::{Origin, Setting};
 
 /// Characters of one value that are shown.
 const VALUE_CHARS: usize = 200;
 
-/// Units of the settings that have one.
-const UNITS: [(&str, &str); 10] = [
-    ("chunk_tokens", "tokens"),
-    ("ci_width", "% of E2E"),
-    ("output_tokens", "tokens"),
-    ("prompt_tokens", "tokens"),
-    ("repeats", "requests an arm"),
-    ("retry_for", "s"),
-    ("streams", "TCP connections"),
-    ("threads", "threads"),
-    ("time_budget", "s"),
-    ("warmup", "requests an arm"),
+/// Units of the settings that have one: of one, and of any other number.
+const UNITS: [(&str, [&str; 2]); 10] = [
+    ("chunk_tokens", [" token", " tokens"]),
+    ("ci_width", ["% of E2E"; 2]),
+    ("output_tokens", [" token", " tokens"]),
+    ("prompt_tokens", [" token", " tokens"]),
+    ("repeats", [" request an arm", " requests an arm"]),
+    ("retry_for", [" s"; 2]),
+    ("streams", [" TCP connection", " TCP connections"]),
+    ("threads", [" thread", " threads"]),
+    ("time_budget", [" s"; 2]),
+    ("warmup", [" request an arm", " requests an arm"]),
 ];
 
 /// What somebody said, then what was left at its default, then what has no value at all.
@@ -59,7 +60,7 @@ pub fn settings(settings: &BTreeMap<String, Setting>) -> String {
         let value = with_unit(name, &setting.value);
         table.push_record([name.clone(), value, setting.origin.to_string()]);
     }
-    table.build().with(Style::blank()).to_string()
+    unpadded(&table.build().with(Style::blank()).to_string())
 }
 
 /// Off is what a switch is when nobody touches it.
@@ -80,8 +81,9 @@ fn with_unit(name: &str, value: &Value) -> String {
     let unit = UNITS.iter().find(|(setting, _)| *setting == name);
     match unit {
         // `auto` has none.
-        Some((_, unit)) if text.ends_with(|c: char| c.is_ascii_digit()) => {
-            format!("{text} {unit}")
+        Some((_, [one, many])) if text.ends_with(|c: char| c.is_ascii_digit()) => {
+            let unit = if text == "1" { one } else { many };
+            format!("{text}{unit}")
         }
         _ => text,
     }
@@ -134,7 +136,7 @@ mod tests {
             assert!(set.contains(row), "{set}");
         }
         let left = left.to_markdown();
-        assert!(left.contains("| --warmup | 1 requests an arm |"), "{left}");
+        assert!(left.contains("| --warmup | 1 request an arm |"), "{left}");
         assert_eq!(text, "Neither set nor with a default: --peer, --raw.");
         assert!(!set.contains("warmup") && !left.contains("repeats"));
     }

@@ -158,7 +158,7 @@ pub fn outlook_table(outlook: &Outlook) -> String {
         lines.push(format!("\nprojected {transfer}:"));
         lines.push(carried_table(outlook, transfer).to_terminal());
     }
-    lines.push(outlook.rdma.reason.clone());
+    lines.push(format!("\n{}", outlook.rdma.reason));
     lines.join("\n")
 }
 

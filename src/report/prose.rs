@@ -3,6 +3,12 @@
 /// Columns that tables keep to, and prose is broken to.
 pub const WIDTH: usize = 80;
 
+/// A table's lines without the blanks that fill its last column, which a terminal would wrap.
+pub fn unpadded(table: &str) -> String {
+    let lines: Vec<&str> = table.lines().map(str::trim_end).collect();
+    lines.join("\n")
+}
+
 /// Breaks a text between words into lines of at most `width` characters; longer words stay whole.
 pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();

@@ -9,6 +9,7 @@ use tabled::settings::style::HorizontalLine;
 use tabled::settings::{Alignment, Modify, Padding, Style};
 
 use super::number::one_line;
+use super::prose::unpadded;
 
 /// Stands for what is not defined, such as the transfer of the single arm.
 pub(super) const NONE: &str = "-";
@@ -104,9 +105,7 @@ impl Table {
             };
             table.with(Modify::new(Columns::one(i)).with(alignment));
         }
-        let text = table.to_string();
-        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-        lines.join("\n")
+        unpadded(&table.to_string())
     }
 }
 

@@ -59,6 +59,8 @@ pub(super) struct Axes {
     pub(super) y_may_be_log: bool,
     /// The x axis reaches from and to at least these.
     pub(super) x_at_least: Option<(f64, f64)>,
+    /// Whether the points of the first series, if they are few, have their values beside them.
+    pub(super) is_labelled: bool,
     /// Whether the ticks of x are the values that occur, or round ones.
     pub(super) x_ticks: Ticks,
 }
@@ -132,7 +134,7 @@ pub(super) fn chart(page: Page, axes: Axes, series: &[Series], curves: &[Curve])
             }
             for (i, series) in series.iter().enumerate() {
                 draw_series(area, series, x, y)?;
-                if i == 0 && count <= LABELLED_POINTS {
+                if i == 0 && axes.is_labelled && count <= LABELLED_POINTS {
                     label_points(area, series, x, y)?;
                 }
             }

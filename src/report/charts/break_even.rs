@@ -125,16 +125,18 @@ fn draw_surface(area: &Area, surface: &Surface, page: Page, top: i32) -> Painted
         )?;
     }
     let edges = edges(surface.columns.len(), (left, right));
+    let mut label_y = bottom + 40;
     for (column, edge) in surface.columns.iter().zip(&edges) {
         draw_column(area, column, *edge, bottom)?;
         let alike = |other: &&Column| other.prompt_tokens == column.prompt_tokens;
         if surface.columns.iter().filter(alike).count() > 1 {
             draw_name(area, &column.prompt, *edge, bottom + 34)?;
+            label_y = bottom + 54;
         }
     }
     let path = frontier(surface, &edges, bottom);
     area.draw(&PathElement::new(path, ON_LIGHT.stroke_width(3)))?;
-    let middle = ((left + right) / 2, bottom + 54);
+    let middle = ((left + right) / 2, label_y);
     text(area, "prompt tokens", middle, BODY.centred())
 }
 

@@ -93,6 +93,7 @@ fn over(file: &'static str, title: &'static str, x_label: &'static str, y: &'sta
         y_at_least: 0.0,
         y_may_be_log: true,
         x_at_least: None,
+        is_labelled: true,
         x_ticks: Ticks::Occurring,
     }
 }

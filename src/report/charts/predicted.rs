@@ -65,6 +65,7 @@ pub(super) fn over_its_bar(
         y_at_least: 0.0,
         y_may_be_log: true,
         x_at_least: Some((least / 1.5, most * 1.2)),
+        is_labelled: true,
         x_ticks: Ticks::Round,
     };
     axes::chart(page, axes, series, &bar())

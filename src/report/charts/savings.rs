@@ -4,9 +4,9 @@ use plotters::style::RGBColor;
 
 use super::scale::Scale;
 use super::{
-    Area, BLUE, BODY, Drawn, Entry, FAINT, GREEN, GREY, INK, LEGEND_TOP, ORANGE, PURPLE, Page,
-    Painted, SMALL, Size, VERMILION, draw, draw_ticks, legend, legend_height, line, rectangle,
-    text, time,
+    Area, BLUE, BODY, Drawn, Entry, FAINT, GREEN, GREY, INK, LEGEND_TOP, ORANGE, PAPER, PURPLE,
+    Page, Painted, SMALL, Size, VERMILION, draw, draw_ticks, legend, legend_height, line,
+    rectangle, text, time,
 };
 use crate::metrics::Transfer;
 use crate::metrics::summary::Summary;
@@ -161,6 +161,9 @@ fn draw_group(
             }
             Page::Narrow => {
                 let label = format!("{transport}: {}", range(saving));
+                // The lines of the axis run behind it.
+                let end = margin + Size::Small.width(&label);
+                rectangle(area, (margin, name - 7), (end, name + 7), PAPER)?;
                 text(area, &label, (margin, name), SMALL)?;
             }
         }

@@ -60,6 +60,7 @@ pub(super) fn chart(sweep: &Sweep, page: Page) -> Option<Drawn> {
         y_at_least: 0.0,
         y_may_be_log: true,
         x_at_least: None,
+        is_labelled: series.len() == 1,
         x_ticks: Ticks::Occurring,
     };
     axes::chart(page, axes, &series, &curves)

@@ -96,6 +96,7 @@ pub(super) fn overhead(summary: &Summary, page: Page) -> Option<Drawn> {
         y_at_least: 1.0,
         y_may_be_log: false,
         x_at_least: None,
+        is_labelled: true,
         x_ticks: Ticks::Occurring,
     };
     axes::chart(page, axes, &all, &[])
@@ -156,6 +157,7 @@ pub(super) fn bandwidth(record: &Record, summary: &Summary, page: Page) -> Optio
         y_at_least: 0.0,
         y_may_be_log: true,
         x_at_least: fit.and_then(sizes),
+        is_labelled: true,
         x_ticks: Ticks::Occurring,
     };
     let curves = fit.map_or(Vec::new(), |fit| curves(fit, layers, ceiling));
