@@ -8,6 +8,7 @@ use super::{ComparedArm, ComparedCase, ComparedFigure, Comparison, RunName};
 use crate::metrics::changes::ArmKey;
 use crate::report::changes::{CHANCE, interval, probability, signed};
 use crate::report::number::{one_line, significant};
+use crate::report::prose::unpadded;
 use crate::report::table::{cell, escaped};
 
 /// Significant digits of medians.
@@ -111,10 +112,9 @@ fn block(case: &ComparedCase, arm: &ComparedArm) -> String {
     table
         .with(Style::blank())
         .with(Modify::new(Columns::new(1..)).with(Alignment::right()));
-    let lines = table.to_string();
-    let lines: Vec<&str> = lines.lines().map(str::trim_end).collect();
+    let table = unpadded(&table.to_string());
     let title = format!("{} prompt tokens, {}", case.prompt_tokens, name(&arm.key));
-    format!("{title}\n{}", lines.join("\n"))
+    format!("{title}\n{table}")
 }
 
 fn row(figure: &ComparedFigure) -> [String; 6] {
