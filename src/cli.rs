@@ -34,6 +34,7 @@ pub const DEFAULT_PORT: u16 = 5556;
 /// node), checks that the answers are the same, and says what the split costs.
 #[derive(Debug, Parser)]
 #[command(name = "disagg-bench", version = VERSION, after_help = EXAMPLES)]
+#[command(max_term_width = 80)]
 pub struct Cli {
     #[command(flatten)]
     pub global: GlobalArgs,
@@ -42,13 +43,13 @@ pub struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  disagg-bench split                         everything on this machine, over loopback
+  disagg-bench split                          all on this machine, over loopback
   disagg-bench serve-decode --listen 0.0.0.0:5556 --token-file token.txt
   disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
   disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50
 
-Exit codes: 0 ok, 1 run failed, 2 usage, 3 configuration or model, 4 network or peer,
-5 outputs or checksums differ, 6 a change beyond --fail-on,
+Exit codes: 0 ok, 1 run failed, 2 usage, 3 configuration or model, 4 network
+or peer, 5 outputs or checksums differ, 6 a change beyond --fail-on,
 130 interrupted (what was measured is kept)";
 
 #[derive(Debug, Subcommand)]
@@ -285,10 +286,12 @@ pub struct BaselineArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  disagg-bench serve-decode                                   on loopback, port 5556
+  disagg-bench serve-decode                           on loopback, port 5556
   disagg-bench serve-decode --listen 0.0.0.0:5556 --token-file token.txt
-  disagg-bench serve-decode --listen 127.0.0.1:0              prints the port it got
-Ctrl-C or SIGTERM: requests under way are finished, nothing new is taken; the second one stops at once")]
+  disagg-bench serve-decode --listen 127.0.0.1:0      prints the port it got
+
+Ctrl-C or SIGTERM: requests under way are finished, nothing new is taken; the
+second one stops at once")]
 pub struct ServeDecodeArgs {
     /// Address and port to listen on; port 0 takes a free one and prints it
     #[arg(long, default_value_t = format!("127.0.0.1:{DEFAULT_PORT}"), value_name = "HOST:PORT")]
@@ -316,7 +319,8 @@ pub struct ServeDecodeArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   disagg-bench run-prefill --peer 10.0.0.2:5556 --token-file token.txt
-  echo 'Why is the sky blue?' | disagg-bench run-prefill --peer 127.0.0.1:5556 --prompts -")]
+  echo 'Why is the sky blue?' |
+    disagg-bench run-prefill --peer 127.0.0.1:5556 --prompts -")]
 pub struct RunPrefillArgs {
     /// The decode node
     #[arg(long, value_name = "HOST:PORT")]
@@ -374,11 +378,12 @@ pub struct LinkArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  disagg-bench split                                          one machine, over loopback
+  disagg-bench split                          one machine, over loopback
   disagg-bench split --peer 10.0.0.2:5556 --token-file token.txt
-  disagg-bench split --prompt-tokens 128,512,1024 --output-tokens 50 --repeats 10
-  disagg-bench split --interference                           what the split saves under load
-  disagg-bench split --resume reports/20260101T000000Z-split  what Ctrl-C or a failure left out")]
+  disagg-bench split --prompt-tokens 128,1024 --output-tokens 50 --repeats 10
+  disagg-bench split --interference           what the split saves under load
+  disagg-bench split --resume reports/20260101T000000Z-split
+                                              what a failure left out")]
 pub struct SplitArgs {
     /// The decode node [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
@@ -412,11 +417,14 @@ pub struct SplitArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  disagg-bench link                                           what loopback and this code can do
-  disagg-bench serve-decode --link-only --listen 0.0.0.0:5557 --token-file token.txt
-  disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt --shape Llama-3.1-8B
+  disagg-bench link                     what loopback and this code can do
+  disagg-bench serve-decode --link-only --listen 0.0.0.0:5557 \\
+    --token-file token.txt
   disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt --bind ib0
-  disagg-bench link --sizes 64KiB,64MiB --streams 1,4 --format json")]
+  disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt \\
+    --shape Llama-3.1-8B
+  disagg-bench link --sizes 64KiB,64MiB --streams 1,4 --format json -o link.json
+  disagg-bench report link.json         the sweep as a page with its chart")]
 pub struct LinkCommandArgs {
     /// A node started with `serve-decode --link-only` [default: one of its own on loopback]
     #[arg(long, value_name = "HOST:PORT")]
@@ -475,9 +483,11 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 #[command(after_help = "Examples:
   disagg-bench compare reports/before reports/after
   disagg-bench compare old/run.json new/run.json --format md -o comparison.md
-  disagg-bench compare old new --fail-on 'split.e2e_ms>5%' --fail-on 'single.tokens_per_s<-5%'
+  disagg-bench compare old new --fail-on 'split.e2e_ms>5%' \\
+    --fail-on 'single.tokens_per_s<-5%'
 
-A change breaks --fail-on if it is significant and beyond the bound; then the exit code is 6.")]
+A change breaks --fail-on if it is significant and beyond the bound; then the
+exit code is 6.")]
 pub struct CompareArgs {
     /// The earlier run: its run.json, or its folder
     #[arg(value_name = "OLD")]
@@ -495,17 +505,19 @@ pub struct CompareArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  disagg-bench report reports/20260101T120000Z-split           anew, beside its run.json
-  disagg-bench report run.json --out report                    into another folder
-  disagg-bench report before/run after/run --out overlay       both in one report
+  disagg-bench report reports/20260101T120000Z-split    anew, beside its run.json
+  disagg-bench report run.json --out report             into another folder
+  disagg-bench report before/run after/run --out both   both in one report
+  disagg-bench report link.json                         a sweep of `link`
 
-The same run.json and the same build give the same bytes. Nothing is measured.")]
+The same file and the same build give the same bytes. Nothing is measured.")]
 pub struct ReportArgs {
     /// A run: its run.json, or its folder; several are laid over each other, the first one is what
-    /// the others are held against
+    /// the others are held against. Or what `link --format json -o FILE` wrote, alone
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
-    /// Folder for the report [default: the run's; of several runs, reports/TIME-report]
+    /// Folder for the report [default: the run's; of several runs and of a sweep,
+    /// reports/TIME-report]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 }
@@ -513,7 +525,7 @@ pub struct ReportArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   disagg-bench completions bash > /etc/bash_completion.d/disagg-bench
-  disagg-bench completions zsh > ~/.zfunc/_disagg-bench        with ~/.zfunc in fpath
+  disagg-bench completions zsh > ~/.zfunc/_disagg-bench  with ~/.zfunc in fpath
   disagg-bench completions fish > ~/.config/fish/completions/disagg-bench.fish")]
 pub struct CompletionsArgs {
     /// Which shell
@@ -524,8 +536,8 @@ pub struct CompletionsArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   disagg-bench models list
-  disagg-bench models show model.gguf --weights q8             as it would run, nothing is run
-  disagg-bench models fetch smollm2-135m                       before going offline")]
+  disagg-bench models show model.gguf --weights q8    as it would run
+  disagg-bench models fetch smollm2-135m              before going offline")]
 pub struct ModelsArgs {
     #[command(subcommand)]
     pub command: ModelsCommand,
@@ -559,11 +571,14 @@ pub struct ShowModelArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  disagg-bench project reports/20260101T120000Z-split          the run's requests on 1 to 400 Gbit/s
-  disagg-bench project RUN --link-fit link.json --gbps 25,100  over the link of another sweep
-  disagg-bench project RUN --prefill-tokens-per-s 20000 --decode-tokens-per-s 150
-  disagg-bench project LOOPBACK_RUN --link-fit link.json --against RUN_OVER_THAT_LINK
-  disagg-bench project --model llama-3.1-70b --prompt 4096 --gbps 25 --prefill-tokens-per-s 8000")]
+  disagg-bench project RUN                      its requests on 1 to 400 Gbit/s
+  disagg-bench project RUN --link-fit link.json --gbps 25,100
+  disagg-bench project RUN --prefill-tokens-per-s 20000 \\
+    --decode-tokens-per-s 150
+  disagg-bench project LOOPBACK_RUN --link-fit link.json \\
+    --against RUN_OVER_THAT_LINK
+  disagg-bench project --model llama-3.1-70b --prompt 4096 --gbps 25 \\
+    --prefill-tokens-per-s 8000")]
 pub struct ProjectArgs {
     /// A run: its folder or its run.json
     #[arg(value_name = "RUN", required_unless_present = "model")]
@@ -656,4 +671,31 @@ fn parse_size(text: &str) -> Result<u64, String> {
     .ok_or_else(|| {
         format!("{text:?} is not a size: write a whole number and B, KiB, MiB, GiB, KB, MB or GB")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Help of a command and of all below it.
+    fn helps(command: &mut clap::Command) -> Vec<String> {
+        let mut all = vec![
+            command.render_help().to_string(),
+            command.render_long_help().to_string(),
+        ];
+        all.extend(command.get_subcommands_mut().flat_map(helps));
+        all
+    }
+
+    #[test]
+    fn help_fits_80_columns() {
+        let mut command = Cli::command();
+        command.build();
+        let helps = helps(&mut command);
+        assert!(helps.len() > 20, "{}", helps.len());
+        for line in helps.iter().flat_map(|help| help.lines()) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
 }

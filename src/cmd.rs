@@ -161,9 +161,10 @@ impl OutputArgs {
 
     /// Puts a result on stdout or into the file that was asked for.
     fn put(&self, text: &str) -> anyhow::Result<()> {
-        match self.output.as_deref() {
+        let named = self.output.as_deref();
+        match named.filter(|path| *path != Path::new("-")) {
+            None if self.format == Format::Table => terminal::show(text.trim_end()),
             None => terminal::print(text.trim_end()),
-            Some(path) if path == Path::new("-") => terminal::print(text.trim_end()),
             Some(path) => write_atomically(path, (text.trim_end().to_owned() + "\n").as_bytes()),
         }
     }

@@ -5,6 +5,8 @@
 
 mod cause;
 mod fit;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod kept;
 mod limit;
 mod table;

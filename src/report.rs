@@ -4,6 +4,7 @@
 mod answers;
 pub mod changes;
 pub mod charts;
+mod configuration;
 mod definitions;
 mod document;
 #[cfg(test)]
@@ -15,16 +16,20 @@ pub mod number;
 pub(crate) mod overlay;
 mod page;
 pub mod projected;
+pub mod prose;
 mod provenance;
 mod rows;
+mod scenes;
 mod strip;
-mod table;
+mod sweep;
+pub(crate) mod table;
 pub mod tables;
 mod terminal;
 
+pub use configuration::settings;
 pub use overlay::Named;
 pub use rows::{samples_csv, samples_jsonl};
-pub use terminal::{settings, to_terminal};
+pub use terminal::to_terminal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,6 +39,7 @@ use anyhow::Context;
 use document::Document;
 use projected::Projected;
 
+use crate::link::Sweep;
 use crate::metrics::summary::Summary;
 use crate::metrics::{Record, write_atomically};
 
@@ -48,8 +54,8 @@ fn document(record: &Record, summary: &Summary) -> Document {
     Document::of_run(record, summary, &projected, charts)
 }
 
-/// Writes `summary.json`, `samples.csv`, the charts that have something to show, `report.md` and
-/// `report.html` into a folder, which is made if it is missing. Returns the paths written; the same
+/// Writes `summary.json`, `samples.csv`, with `--interference` `interference.csv`, the charts that
+/// have something to show, `report.md` and `report.html` into a folder, which is made if it is missing. Returns the paths written; the same
 /// record gives the same bytes.
 pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let summary = Summary::of(record);
@@ -58,9 +64,13 @@ pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBu
         "summary.json",
         serde_json::to_string_pretty(&summary)? + "\n",
     )];
-    let samples = samples_csv(record)?;
-    if !samples.is_empty() {
-        files.push(("samples.csv", samples));
+    for (name, rows) in [
+        ("samples.csv", samples_csv(record)?),
+        ("interference.csv", scenes::interference_csv(record)?),
+    ] {
+        if !rows.is_empty() {
+            files.push((name, rows));
+        }
     }
     files.extend(written(&document)?);
     write_files(folder, files)
@@ -70,6 +80,11 @@ pub fn write_folder(record: &Record, folder: &Path) -> anyhow::Result<Vec<PathBu
 /// does; raw samples and summaries stay with the runs.
 pub fn write_overlay(runs: &[Named], folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     write_files(folder, written(&overlay::document(runs))?)
+}
+
+/// Writes the report of a sweep over a link, with its chart, into a folder as [`write_folder`] does.
+pub fn write_sweep(sweep: &Sweep, folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    write_files(folder, written(&sweep::document(sweep))?)
 }
 
 /// A report in every form: its charts, Markdown, the page.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::report::prose::folded;
+
 /// How much is said on stderr.
 #[derive(Clone, Copy, Debug)]
 pub struct Terminal {
@@ -64,9 +66,22 @@ impl Terminal {
     }
 }
 
-/// Writes a line to stderr. A closed stderr must not end the program, as `eprintln!` would.
+/// Writes a line to stderr, folded on a terminal. A closed stderr must not end the program, as
+/// `eprintln!` would.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let mut stderr = std::io::stderr();
+    let _ = match stderr.is_terminal() {
+        true => writeln!(stderr, "{}", folded(text)),
+        false => writeln!(stderr, "{text}"),
+    };
+}
+
+/// Writes a result for people to stdout: folded on a terminal, whole lines for what searches them.
+pub fn show(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().is_terminal() {
+        true => print(&folded(text)),
+        false => print(text),
+    }
 }
 
 /// Writes a result to stdout. A reader that went away is no failure: it had enough.

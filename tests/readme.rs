@@ -1,30 +1,22 @@
-//! The README shows what the tool prints of the committed sample, long lines folded, and its chart.
+//! The README shows what the tool prints of the committed sample on a terminal, and its chart.
 //! Written anew by `DISAGG_WRITE_README=1 cargo test --release --locked --test readme`.
 
 use std::path::Path;
 
 use disagg_bench::metrics::Record;
-use disagg_bench::report::tables::wrapped;
+use disagg_bench::report::prose::folded;
 use disagg_bench::report::to_terminal;
 
 const SAMPLE: &str = "reports/loopback-smollm2-135m";
 const START: &str = "<!-- output -->\n";
 const END: &str = "<!-- /output -->\n";
 
-/// Columns that a page shows without scrolling.
-const WIDTH: usize = 96;
-
 /// What stands between the markers.
 fn output(record: &Record) -> String {
-    let text = to_terminal(record);
-    let folded = text.lines().flat_map(|line| match line.chars().count() {
-        0..=WIDTH => vec![line.to_owned()],
-        _ => wrapped(line, WIDTH),
-    });
     let processor = record.environment.prefill.processor.model.as_deref();
     format!(
-        "```text\n{}\n```\n\n(`{}` on {} cores of {}, revision {}; long lines are folded here.)\n",
-        folded.collect::<Vec<_>>().join("\n"),
+        "```text\n{}\n```\n\n(`{}` on {} cores of {}, revision {}.)\n",
+        folded(&to_terminal(record)),
         record.run.argv.join(" "),
         record.environment.prefill.processor.usable_cores,
         processor.unwrap_or("an unknown processor"),

@@ -104,6 +104,36 @@ fn several_runs_are_laid_over_each_other() {
 }
 
 #[test]
+fn a_sweep_has_a_page_and_a_chart() {
+    let place = Workplace::new();
+    let sizes = [
+        "--sizes",
+        "64KiB,1MiB",
+        "--streams",
+        "1,2",
+        "--repeats",
+        "3",
+    ];
+    let quick = ["--idle-seconds", "0", "--format", "json", "-o", "link.json"];
+    let sweep = [&["link"][..], &sizes, &quick].concat();
+    Ended::of(place.command(&sweep)).exits(0);
+    let report = ["report", "link.json", "--out"];
+    let report = |out| Ended::of(place.command(&[&report[..], &[out]].concat())).exits(0);
+    report("sweep");
+    let names: Vec<String> = files(&place.path("sweep")).into_keys().collect();
+    assert_eq!(names, ["report.html", "report.md", "sweep.svg"]);
+    let markdown = std::fs::read_to_string(place.path("sweep/report.md")).unwrap();
+    assert!(markdown.contains("| 1059840 | 2 | 30 |"), "{markdown}");
+    report("again");
+    are_equal(&place.path("sweep"), &place.path("again"));
+    let both = Ended::of(place.command(&["report", "link.json", RECORDED, "--out", "both"]));
+    both.fails(3, &["link.json", "give it alone"]);
+    place.file("old.json", r#"{"schema_version": 0, "fits": []}"#);
+    let old = Ended::of(place.command(&["report", "old.json", "--out", "both"]));
+    old.fails(3, &["its schema_version is 0"]);
+}
+
+#[test]
 fn what_is_no_run_is_refused() {
     let place = Workplace::new();
     place.file("notes.txt", "no run");

@@ -23,7 +23,7 @@ pub(super) fn faster_than_cards(record: &Record, cases: &[SummaryCase]) -> Optio
         .max_by(f64::total_cmp)?;
     (fastest > ceiling).then(|| {
         format!(
-            "{} Gbps effective is more than the node's network cards carry ({} Gbps): the bytes went another way, check the peer's address",
+            "{} Gbps effective is more than the node's network cards carry ({} Gbit/s): the bytes went another way, check the peer's address",
             significant(fastest, 3),
             significant(ceiling, 3),
         )

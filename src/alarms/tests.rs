@@ -100,7 +100,7 @@ fn nothing_is_faster_than_its_network_cards() {
         record
     };
     let slow = with(vec![card(Some(1_000), Some("igb"))]);
-    assert!(only_alarm(&slow).contains("more than the node's network cards carry (1.00 Gbps)"));
+    assert!(only_alarm(&slow).contains("more than the node's network cards carry (1.00 Gbit/s)"));
     let fast = with(vec![
         card(Some(10_000), Some("ixgbe")),
         card(Some(1_000), Some("igb")),

@@ -10,6 +10,7 @@ use crate::model::kv_cache::KvDtype;
 use crate::model::shape::ModelShape;
 use crate::model::source::{self, BUILT_IN_MODELS, ModelFile, ModelSpec, SourceError};
 use crate::model::weights::WeightsFormat;
+use crate::report::prose::unpadded;
 use crate::terminal::{self, Terminal};
 
 /// Prompt lengths whose cache is shown.
@@ -37,6 +38,7 @@ fn resolve(args: &NamedModelArgs, terminal: &Terminal) -> Result<ModelFile, Sour
 
 fn list(terminal: &Terminal) -> anyhow::Result<String> {
     let mut table = Builder::default();
+    let mut paths = Vec::new();
     table.push_record(["model", "file", "bytes", "here"]);
     for model in &BUILT_IN_MODELS {
         let found = source::resolve(&ModelSpec::BuiltIn(model), true, terminal.fetch());
@@ -45,13 +47,18 @@ fn list(terminal: &Terminal) -> anyhow::Result<String> {
             model.file_name.to_owned(),
             model.bytes.to_string(),
             match found {
-                Ok(file) => file.path.display().to_string(),
+                Ok(file) => {
+                    paths.push(format!("{}: {}", model.name, file.path.display()));
+                    "yes".to_owned()
+                }
                 Err(SourceError::NotFetched { .. }) => "not fetched yet".to_owned(),
                 Err(error) => error.to_string(),
             },
         ]);
     }
-    Ok(table.build().with(Style::blank()).to_string())
+    let table = unpadded(&table.build().with(Style::blank()).to_string());
+    // Below it: a path is as long as it is.
+    Ok([&[table][..], &paths].concat().join("\n"))
 }
 
 /// The file, its shape, what its matrices become and what its caches take.
@@ -100,5 +107,5 @@ fn show(file: &ModelFile, weights: Option<WeightsFormat>) -> anyhow::Result<Stri
             format!("{token_bytes} bytes a token: {lengths}"),
         );
     }
-    Ok(table.build().with(Style::blank()).to_string())
+    Ok(unpadded(&table.build().with(Style::blank()).to_string()))
 }

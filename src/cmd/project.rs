@@ -224,6 +224,7 @@ mod tests {
     use crate::cli::{Cli, Command};
     use crate::preparation::RUN_FILE;
     use crate::report::fixture::{record, usual_case};
+    use crate::report::prose::{WIDTH, folded};
     use clap::Parser;
 
     /// What `project` with these arguments writes, or its error.
@@ -290,7 +291,7 @@ mod tests {
         ];
         let table = project(&[&[run][..], &engine].concat()).unwrap();
         assert!(
-            table.contains("overhead %") && table.contains("51.20"),
+            table.contains("KV demand") && table.contains("51.20"),
             "{table}"
         );
         let table = project(&[run, "--against", run]).unwrap();
@@ -302,6 +303,27 @@ mod tests {
         assert!(table.contains("MISSES"), "{table}");
         let error = project(&[run, "--gbps", "5,10", "--against", run]).unwrap_err();
         assert!(error.to_string().contains("give the one rate"), "{error}");
+    }
+
+    #[test]
+    fn what_a_terminal_shows_fits_80_columns() {
+        let folder = run_folder();
+        let run = folder.path().to_str().unwrap();
+        let engine = ["--prefill-tokens-per-s", "8"];
+        let shape = ["--model", "llama-3.1-70b", "--prompt", "131072"];
+        for arguments in [
+            &[&[run, "--gbps", "0.1,400"][..], &engine].concat(),
+            &[&shape[..], &engine, &["--gbps", "0.1,400"]].concat(),
+        ] {
+            let text = folded(&project(arguments).unwrap());
+            assert!(
+                text.contains("TTST") && text.contains("RDMA engine"),
+                "{text}"
+            );
+            for line in text.lines() {
+                assert!(line.chars().count() <= WIDTH, "{line}");
+            }
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
-//! `report`: the report of a recorded run made anew, or several runs laid over each other. Measures
-//! nothing.
+//! `report`: the report of a recorded run made anew, several runs laid over each other, or a sweep
+//! over a link. Measures nothing.
 
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::{read_run, run_file};
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
+use crate::link::Sweep;
 use crate::metrics::Record;
 use crate::preparation::{RUN_FILE, output_folder, writable_folder};
 use crate::report::{self, Named};
@@ -13,6 +17,12 @@ use crate::terminal::Terminal;
 
 /// Reads the runs and writes their report.
 pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
+    if let Some(sweep) = only_sweep(&args.runs)? {
+        let folder = output_folder(args.out.as_deref(), "report")?;
+        report::write_sweep(&sweep, &folder)?;
+        terminal.line(&format!("report: {}", folder.display()));
+        return Ok(());
+    }
     let records: Vec<Record> = (args.runs.iter())
         .map(|run| read_run(run))
         .collect::<Result<_, Failure>>()?;
@@ -32,6 +42,32 @@ pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
     };
     terminal.line(&format!("report: {}", folder.display()));
     Ok(())
+}
+
+/// What `link --format json` wrote, if that is what was named. Among runs it is refused: a link alone
+/// has none of their figures.
+fn only_sweep(paths: &[PathBuf]) -> Result<Option<Sweep>, Failure> {
+    for path in paths {
+        // What cannot be read is said where runs are read.
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let Ok(Kind { fits: Some(_) }) = serde_json::from_str(&text) else {
+            continue;
+        };
+        let unusable = |why| Failure::Setting(format!("{}: {why}", path.display()));
+        if paths.len() > 1 {
+            return Err(unusable(
+                "a sweep over a link has a report of its own: give it alone".to_owned(),
+            ));
+        }
+        return Sweep::parse(&text).map(Some).map_err(unusable);
+    }
+    Ok(None)
+}
+
+/// What tells a sweep from a run.
+#[derive(Deserialize)]
+struct Kind {
+    fits: Option<IgnoredAny>,
 }
 
 /// Where the report of one run goes: beside it unless somewhere else is asked for.

@@ -8,6 +8,8 @@ use super::{ComparedArm, ComparedCase, ComparedFigure, Comparison, RunName};
 use crate::metrics::changes::ArmKey;
 use crate::report::changes::{CHANCE, interval, probability, signed};
 use crate::report::number::{one_line, significant};
+use crate::report::prose::unpadded;
+use crate::report::table::{cell, escaped};
 
 /// Significant digits of medians.
 const DIGITS: usize = 4;
@@ -70,9 +72,7 @@ impl Comparison {
             for arm in &case.arms {
                 for figure in &arm.figures {
                     let lead = [
-                        one_line(&case.prompt, 120)
-                            .replace('\\', "\\\\")
-                            .replace('|', "\\|"),
+                        cell(&one_line(&case.prompt, 120)),
                         case.prompt_tokens.to_string(),
                         name(&arm.key),
                     ];
@@ -88,12 +88,12 @@ impl Comparison {
         let warnings: String = self
             .warnings
             .iter()
-            .map(|w| format!("- **{w}**\n"))
+            .map(|w| format!("- **{}**\n", escaped(w)))
             .collect();
         format!(
             "Old: {}  \nNew: {}\n\n{warnings}{}{table}\n\nMedians. Change: Hodges-Lehmann shift in percent of the old median, with its 95% interval and the two-sided Mann-Whitney p. {CHANCE}: not significant at 5%.\n",
-            self.old.line(),
-            self.new.line(),
+            escaped(&self.old.line()),
+            escaped(&self.new.line()),
             if warnings.is_empty() { "" } else { "\n" },
         )
     }
@@ -112,10 +112,9 @@ fn block(case: &ComparedCase, arm: &ComparedArm) -> String {
     table
         .with(Style::blank())
         .with(Modify::new(Columns::new(1..)).with(Alignment::right()));
-    let lines = table.to_string();
-    let lines: Vec<&str> = lines.lines().map(str::trim_end).collect();
+    let table = unpadded(&table.to_string());
     let title = format!("{} prompt tokens, {}", case.prompt_tokens, name(&arm.key));
-    format!("{title}\n{}", lines.join("\n"))
+    format!("{title}\n{table}")
 }
 
 fn row(figure: &ComparedFigure) -> [String; 6] {

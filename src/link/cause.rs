@@ -135,7 +135,10 @@ impl fmt::Display for Cause {
                  drops packets at this rate"
             ),
             Self::InterfaceFull { name, speed_gbps } => {
-                write!(f, "interface: the {speed_gbps} Gbps of {name} are reached")
+                write!(
+                    f,
+                    "interface: the {speed_gbps} Gbit/s of {name} are reached"
+                )
             }
             Self::WrongInterface {
                 used,
@@ -144,8 +147,8 @@ impl fmt::Display for Cause {
                 faster_gbps,
             } => write!(
                 f,
-                "wrong interface: {used} ({used_gbps} Gbps) carries the connection while {faster} \
-                 ({faster_gbps} Gbps) is up: if that leads to the peer, connect to the peer's \
+                "wrong interface: {used} ({used_gbps} Gbit/s) carries the connection while {faster} \
+                 ({faster_gbps} Gbit/s) is up: if that leads to the peer, connect to the peer's \
                  address there or use --bind {faster}"
             ),
             Self::Paced { name, pacing_gbps } => write!(

@@ -27,18 +27,22 @@ impl Sweep {
             ))
         };
         let text = std::fs::read_to_string(path).map_err(|e| unusable(e.to_string()))?;
-        let version = serde_json::from_str(&text)
+        Self::parse(&text).map_err(unusable)
+    }
+
+    /// Of the text of such a file, or why it is none.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let version = serde_json::from_str(text)
             .map(|value: serde_json::Value| value["schema_version"].as_u64());
         match version {
             Ok(Some(version)) if version != u64::from(SCHEMA_VERSION) => {
-                return Err(unusable(format!(
+                return Err(format!(
                     "its schema_version is {version}, this build reads {SCHEMA_VERSION}"
-                )));
+                ));
             }
             _ => {}
         }
-        serde_json::from_str(&text)
-            .map_err(|error| unusable(format!("not what `link` writes ({error})")))
+        serde_json::from_str(text).map_err(|error| format!("not what `link` writes ({error})"))
     }
 }
 

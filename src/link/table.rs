@@ -9,19 +9,22 @@ use super::{Fit, LeftOut, Row, Sweep};
 impl Sweep {
     /// The fixed table, what was left out, the fits and the limit.
     pub fn to_terminal(&self) -> String {
-        let mut parts = vec![self.table(), self.frame()];
-        parts.extend(left_out(&self.left_out));
-        parts.push(self.fits.iter().map(fit).collect::<Vec<_>>().join("\n"));
+        let mut parts = vec![self.table(), self.frame_lines().join("\n")];
+        parts.push(self.left_out_lines().join("\n"));
+        parts.push(self.fit_lines().join("\n"));
         parts.push(format!("limit: {}", self.limit));
         parts.retain(|part| !part.is_empty());
         parts.join("\n\n")
     }
 
+    /// Columns of the table.
+    pub(crate) const HEADS: [&str; 9] = [
+        "bytes", "streams", "pieces", "ms", "p95 ms", "Gbps", "ceiling", "cold", "idle",
+    ];
+
     fn table(&self) -> String {
         let mut table = Builder::new();
-        table.push_record([
-            "bytes", "streams", "pieces", "ms", "p95 ms", "Gbps", "ceiling", "cold", "idle",
-        ]);
+        table.push_record(Self::HEADS);
         for row in &self.rows {
             table.push_record(self.cells(row));
         }
@@ -34,7 +37,8 @@ impl Sweep {
         table.to_string()
     }
 
-    fn cells(&self, row: &Row) -> [String; 9] {
+    /// A row of the table.
+    pub(crate) fn cells(&self, row: &Row) -> [String; 9] {
         let or_dash = |value: Option<String>| value.unwrap_or("-".into());
         [
             row.bytes.to_string(),
@@ -49,22 +53,44 @@ impl Sweep {
         ]
     }
 
-    /// What all rows have in common.
-    fn frame(&self) -> String {
+    /// What the columns mean, and what all rows have in common.
+    pub(crate) fn frame_lines(&self) -> [String; 2] {
         let control = self.socket.congestion_control.as_deref();
         let idle = match self.idle_gap_ms {
             Some(gap) => format!("; idle: Gbps after {gap} ms without a byte"),
             None => String::new(),
         };
-        format!(
-            "ms, p95 and Gbps: warm, back to back; cold: Gbps of the first transfer of new \
-             connections{idle}\nceiling {:.2} Gbps of KV payload, {} caches, smallest round trip \
-             {:.0} us, {}",
-            self.ceiling_gbps,
-            self.shape,
-            self.min_round_trip_us,
-            control.unwrap_or("unknown congestion control"),
-        )
+        [
+            format!(
+                "ms, p95 and Gbps: warm, back to back; cold: Gbps of the first transfer of new \
+                 connections{idle}"
+            ),
+            format!(
+                "ceiling {:.2} Gbps of KV payload, {} caches, smallest round trip {:.0} us, {}",
+                self.ceiling_gbps,
+                self.shape,
+                self.min_round_trip_us,
+                control.unwrap_or("unknown congestion control"),
+            ),
+        ]
+    }
+
+    /// What was not measured: one line a size, with the reason of its first combination.
+    pub(crate) fn left_out_lines(&self) -> Vec<String> {
+        let sizes = self.left_out.chunk_by(|a, b| a.bytes == b.bytes);
+        let line = |same: &[LeftOut]| {
+            let mut streams: Vec<u32> = same.iter().map(|l| l.streams).collect();
+            streams.dedup();
+            let streams: Vec<String> = streams.iter().map(u32::to_string).collect();
+            let LeftOut { bytes, reason, .. } = &same[0];
+            format!("left out: {bytes} bytes x {}: {reason}", streams.join(", "))
+        };
+        sizes.map(line).collect()
+    }
+
+    /// One line a number of streams.
+    pub(crate) fn fit_lines(&self) -> Vec<String> {
+        self.fits.iter().map(fit_line).collect()
     }
 }
 
@@ -79,22 +105,7 @@ fn short(ms: f64) -> String {
     format!("{ms:.decimals$}")
 }
 
-/// One line a size, with the reason of its first combination.
-fn left_out(all: &[LeftOut]) -> Option<String> {
-    let lines: Vec<String> = all
-        .chunk_by(|a, b| a.bytes == b.bytes)
-        .map(|same| {
-            let mut streams: Vec<u32> = same.iter().map(|l| l.streams).collect();
-            streams.dedup();
-            let streams: Vec<String> = streams.iter().map(u32::to_string).collect();
-            let LeftOut { bytes, reason, .. } = &same[0];
-            format!("left out: {bytes} bytes x {}: {reason}", streams.join(", "))
-        })
-        .collect();
-    (!lines.is_empty()).then(|| lines.join("\n"))
-}
-
-fn fit(fit: &Fit) -> String {
+fn fit_line(fit: &Fit) -> String {
     let beta = (fit.beta_gbps).map_or("-".into(), |beta| format!("{beta:.2} Gbps"));
     let score =
         (fit.held_out_error_pct).map_or(String::new(), |e| format!(", {e:.0}% on sizes left out"));
@@ -111,67 +122,8 @@ fn fit(fit: &Fit) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::{Observed, Times, ceiling_gbps};
-    use crate::wire::socket::SocketFacts;
-
-    /// A sweep of one small row and the widest that there can be.
-    fn sweep() -> Sweep {
-        let times = |ns: u64| Times {
-            cold_ns: 2 * ns,
-            warm_ns: vec![ns; 20],
-            after_idle_ns: Some(4 * ns),
-            more_after_idle_ns: Vec::new(),
-        };
-        let rows = vec![
-            Row::of(69_120, 1, 30, times(230_000)).unwrap(),
-            Row::of(1 << 30, 64, 16_800, times(8_589_934_592)).unwrap(),
-        ];
-        Sweep {
-            schema_version: 1,
-            argv: Vec::new(),
-            git_revision: String::new(),
-            measured_at: String::new(),
-            shape: "SmolLM2-135M".into(),
-            kv_bytes_per_token: 23_040,
-            socket: SocketFacts {
-                local: ([10, 0, 0, 1], 40_000).into(),
-                peer: ([10, 0, 0, 2], 5556).into(),
-                loopback: false,
-                congestion_control: Some("cubic".into()),
-                nodelay: true,
-                send_buffer_bytes: 87_380,
-                recv_buffer_bytes: 131_072,
-                mss_bytes: Some(1_448),
-            },
-            interface: None,
-            min_round_trip_us: 40.0,
-            idle_gap_ms: Some(1000),
-            ceiling_gbps: ceiling_gbps(&rows),
-            rows,
-            left_out: [1, 1, 2]
-                .map(|streams| LeftOut {
-                    bytes: 4 << 30,
-                    streams,
-                    pieces: 30,
-                    reason: "it would take too long".into(),
-                })
-                .to_vec(),
-            fits: Vec::new(),
-            observed: Observed {
-                streams: 1,
-                cpu_share: 0.5,
-                peer_cpu_share: None,
-                same_core_share: None,
-                core: None,
-                send_buffer_bytes: None,
-                totals: None,
-                before: None,
-                after: None,
-            },
-            causes: Vec::new(),
-            limit: "network".into(),
-        }
-    }
+    use crate::link::Times;
+    use crate::link::fixture::sweep;
 
     #[test]
     fn the_table_is_fixed_and_fits_80_columns() {

@@ -2,25 +2,27 @@
 
 use super::outlook::projection;
 use super::{Links, Measured, Transport, distrust};
-use crate::metrics::{Record, Transfer};
+use crate::metrics::{Case, Record, Transfer};
 
 /// Rates of payload that are looked at, in decimal gigabits per second, slowest first.
 pub const SURFACE_RATES_GBPS: [f64; 12] = [
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 200.0, 400.0,
 ];
 
-/// One mode over all measured prompt lengths.
+/// One mode over all measured prompts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Surface {
     /// Bulk or layered.
     pub transfer: Transfer,
-    /// One a prompt length, shortest first.
+    /// One a prompt, shortest first.
     pub columns: Vec<Column>,
 }
 
-/// One prompt length.
+/// One prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
+    /// Its name, which tells it from others of its length.
+    pub prompt: String,
     /// Prompt length.
     pub prompt_tokens: u32,
     /// Rate of payload at which the run's own link carries its cache, in decimal gigabits per
@@ -41,14 +43,13 @@ pub fn surface(record: &Record) -> Vec<Surface> {
         return Vec::new();
     }
     let mut cases: Vec<_> = (record.cases.iter())
-        .filter_map(|case| Some((case.prompt_tokens, Measured::of(record, case)?)))
+        .filter_map(|case| Some((case, Measured::of(record, case)?)))
         .collect();
-    cases.sort_by_key(|(tokens, _)| *tokens);
-    cases.dedup_by_key(|(tokens, _)| *tokens);
+    cases.sort_by_key(|(case, _)| case.prompt_tokens);
     let of_mode = |transfer| {
-        let of_case = |(tokens, measured): &(u32, Measured)| {
+        let of_case = |(case, measured): &(&Case, Measured)| {
             measured.mode(transfer)?;
-            column(measured, &links, transfer, *tokens)
+            column(measured, &links, transfer, case)
         };
         let columns: Vec<Column> = cases.iter().filter_map(of_case).collect();
         (!columns.is_empty()).then_some(Surface { transfer, columns })
@@ -59,7 +60,7 @@ pub fn surface(record: &Record) -> Vec<Surface> {
         .collect()
 }
 
-fn column(measured: &Measured, links: &Links, transfer: Transfer, tokens: u32) -> Option<Column> {
+fn column(measured: &Measured, links: &Links, transfer: Transfer, case: &Case) -> Option<Column> {
     let single_ms = measured.single_e2e_ms.filter(|ms| *ms > 0.0)?;
     let own = links.carrier(links.fit());
     let bytes = measured.kv_bytes as f64;
@@ -72,7 +73,8 @@ fn column(measured: &Measured, links: &Links, transfer: Transfer, tokens: u32) -
         })
         .collect();
     Some(Column {
-        prompt_tokens: tokens,
+        prompt: case.prompt.clone(),
+        prompt_tokens: case.prompt_tokens,
         own_gbps: bytes * 8.0 / own.wire_ns(bytes).max(1.0),
         changes_pct: changes?,
     })
@@ -107,6 +109,17 @@ mod tests {
         let change = all[0].columns[1].changes_pct[at_10];
         let wanted = 100.0 * (2048.0 * 23_040.0 * 8.0 / 10e6 + 0.4) / 3028.0;
         assert!((change - wanted).abs() < 0.05, "{change} {wanted}");
+    }
+
+    #[test]
+    fn prompts_of_one_length_have_a_column_each() {
+        let named = |prompt: &str| Case {
+            prompt: prompt.into(),
+            ..usual_case(512)
+        };
+        let all = surface(&record(vec![named("poem"), named("code"), usual_case(128)]));
+        let names: Vec<&str> = all[0].columns.iter().map(|c| c.prompt.as_str()).collect();
+        assert_eq!(names, ["128 tokens", "poem", "code"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::document::{Block, Item};
 use super::number::significant;
-use super::tables::wrapped;
+use super::prose::wrapped;
 use crate::metrics::summary::Summary;
 use crate::verdict::{Answer, Answers, Basis};
 
@@ -33,7 +33,7 @@ fn lines(answers: &Answers) -> Vec<(&'static str, String)> {
     });
     let rate = answers.break_even_gbps.map(|gbps| {
         format!(
-            "from {} Gbit/s on in bulk at the longest prompt (projected)",
+            "from {} Gbps of payload on in bulk at the longest prompt (projected)",
             significant(gbps, 2)
         )
     });

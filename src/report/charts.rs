@@ -13,6 +13,7 @@ mod phases;
 mod predicted;
 pub(super) mod savings;
 mod scale;
+mod sweep;
 mod transfer;
 
 use plotters::coord::Shift;
@@ -22,8 +23,10 @@ use serde::Serialize;
 
 use super::number::significant;
 use super::overlay::Named;
-use scale::ticks;
+use super::prose::wrapped;
+use scale::{Scale, texts, ticks};
 
+use crate::link::Sweep;
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
 use crate::metrics::{Record, Transfer};
 use crate::projection::Outlook;
@@ -37,21 +40,76 @@ pub struct Chart {
     pub title: String,
     /// What to see in it, in a sentence.
     pub caption: String,
-    /// The picture.
+    /// The picture, as wide as a screen and as paper.
     pub svg: String,
+    /// The same for a phone.
+    pub narrow: String,
+}
+
+/// What a chart is drawn for. Text has the same size on both.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Page {
+    Wide,
+    Narrow,
+}
+
+impl Page {
+    /// One value or the other.
+    fn pick<T>(self, wide: T, narrow: T) -> T {
+        match self {
+            Self::Wide => wide,
+            Self::Narrow => narrow,
+        }
+    }
+
+    /// In pixels.
+    fn width(self) -> i32 {
+        self.pick(960, 400)
+    }
+
+    /// Free space at the edges, in pixels.
+    fn margin(self) -> i32 {
+        self.pick(24, 12)
+    }
+
+    /// Characters of a size that a line has room for.
+    fn chars(self, size: Size) -> usize {
+        let room = f64::from(self.width() - 2 * self.margin());
+        (room / (CHAR_WIDTH * size.px())) as usize
+    }
+}
+
+/// A chart on one of the pages.
+struct Drawn {
+    file: &'static str,
+    title: String,
+    caption: String,
+    svg: String,
+}
+
+/// A chart as it is drawn for either page.
+fn on_both(draw: impl Fn(Page) -> Option<Drawn>) -> Option<Chart> {
+    let (wide, narrow) = (draw(Page::Wide)?, draw(Page::Narrow)?);
+    Some(Chart {
+        file: wide.file,
+        title: wide.title,
+        caption: wide.caption,
+        svg: wide.svg,
+        narrow: narrow.svg,
+    })
 }
 
 /// All charts of a run that have something to show.
 pub fn all(record: &Record, summary: &Summary, outlooks: &[Outlook]) -> Vec<Chart> {
     [
-        phases::chart(summary),
-        gantt::chart(record),
-        transfer::overhead(summary),
-        transfer::bandwidth(record, summary),
-        predicted::chart(record, summary),
-        itl::chart(record),
-        break_even::chart(record),
-        savings::chart(summary, outlooks),
+        on_both(|page| phases::chart(summary, page)),
+        on_both(|page| gantt::chart(record, page)),
+        on_both(|page| transfer::overhead(summary, page)),
+        on_both(|page| transfer::bandwidth(record, summary, page)),
+        on_both(|page| predicted::chart(record, summary, page)),
+        on_both(|page| itl::chart(record, page)),
+        on_both(|page| break_even::chart(record, page)),
+        on_both(|page| savings::chart(summary, outlooks, page)),
     ]
     .into_iter()
     .flatten()
@@ -63,15 +121,15 @@ pub(super) fn overlaid(runs: &[Named]) -> Vec<Chart> {
     overlaid::all(runs)
 }
 
-/// The stacked phases of every arm as SVG; `None` when no request was measured.
-pub fn phases(summary: &Summary) -> Option<String> {
-    phases::chart(summary).map(|chart| chart.svg)
+/// The chart of a sweep over a link, if anything was measured.
+pub(super) fn sweep(sweep: &Sweep) -> Option<Chart> {
+    on_both(|page| sweep::chart(sweep, page))
 }
 
-/// Width of every chart, in pixels.
-const WIDTH: i32 = 960;
-/// Free space at the edges, in pixels.
-const MARGIN: i32 = 24;
+/// The stacked phases of every arm as SVG; `None` when no request was measured.
+pub fn phases(summary: &Summary) -> Option<String> {
+    phases::chart(summary, Page::Wide).map(|chart| chart.svg)
+}
 
 // Okabe and Ito's palette.
 const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xB2);
@@ -103,32 +161,52 @@ const STYLE: &str = "<style>@media screen and (prefers-color-scheme: dark) {\
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Painted<T = ()> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
-/// A chart `height` pixels high with its title and subtitle, the rest painted by `paint`.
+/// Lines of a title and a subtitle are so far from each other, in pixels.
+const TITLE_ROW: i32 = 22;
+const SUBTITLE_ROW: i32 = 18;
+
+/// A chart `height` pixels high with its title and subtitle, the rest painted by `paint`, and
+/// higher where they take more than a line each.
 fn draw(
+    page: Page,
     file: &'static str,
     height: i32,
     title: &str,
     subtitle: &str,
     caption: String,
     paint: impl for<'a> FnOnce(&Area<'a>) -> Painted,
-) -> Option<Chart> {
+) -> Option<Drawn> {
+    let titles = wrapped(title, page.chars(Size::Title));
+    let subtitles = wrapped(subtitle, page.chars(Size::Body));
+    let below_title = TITLE_ROW * (titles.len().max(1) - 1) as i32;
+    let lower = below_title + SUBTITLE_ROW * (subtitles.len().max(1) - 1) as i32;
     let mut svg = String::new();
     {
-        let size = (u32::try_from(WIDTH).ok()?, u32::try_from(height).ok()?);
+        let (width, whole) = (page.width(), height + lower);
+        let size = (u32::try_from(width).ok()?, u32::try_from(whole).ok()?);
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         let painted = (|| {
             area.fill(&PAPER)?;
-            text(&area, title, (MARGIN, 30), LARGE)?;
-            text(&area, subtitle, (MARGIN, 54), BODY)?;
-            paint(&area)?;
+            let x = page.margin();
+            for (title, i) in titles.iter().zip(0..) {
+                text(&area, title, (x, 30 + TITLE_ROW * i), LARGE)?;
+            }
+            for (subtitle, i) in subtitles.iter().zip(0..) {
+                let y = 54 + below_title + SUBTITLE_ROW * i;
+                text(&area, subtitle, (x, y), BODY)?;
+            }
+            paint(&area.clone().shrink((0, lower), (width, height)))?;
             area.present()
         })();
         // Into a string there is nothing to fail; a chart less is better than a run less.
         painted.ok()?;
     }
-    Some(Chart {
+    let name = file.trim_end_matches(".svg");
+    // Both stand in one page, where an id is to be the only one of its kind.
+    let id = page.pick(name.to_owned(), format!("{name}-narrow"));
+    Some(Drawn {
         file,
-        svg: accessible(&svg, file.trim_end_matches(".svg"), title, &caption),
+        svg: accessible(&svg, &id, title, &caption),
         title: title.to_owned(),
         caption,
     })
@@ -154,6 +232,10 @@ fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
+/// What a character takes at most of its font's size, in a usual sans-serif font; there is no font to
+/// ask.
+const CHAR_WIDTH: f64 = 0.6;
+
 /// Text sizes.
 #[derive(Clone, Copy)]
 enum Size {
@@ -172,9 +254,9 @@ impl Size {
         }
     }
 
-    /// Room that a text takes at most in a usual sans-serif font; there is no font to ask.
+    /// Room that a text takes at most.
     fn width(self, text: &str) -> i32 {
-        (text.chars().count() as f64 * 0.6 * self.px()).ceil() as i32
+        (text.chars().count() as f64 * CHAR_WIDTH * self.px()).ceil() as i32
     }
 }
 
@@ -279,12 +361,12 @@ impl Entry {
 const LEGEND_ROW: i32 = 22;
 
 /// Where the entries of a legend stand, from its left upper corner.
-fn legend_places(entries: &[Entry]) -> Vec<(i32, i32)> {
+fn legend_places(entries: &[Entry], page: Page) -> Vec<(i32, i32)> {
     let (mut x, mut y) = (0, 0);
     let mut places = Vec::new();
     for entry in entries {
         let width = 20 + Size::Body.width(&entry.name) + 14;
-        if x > 0 && x + width > WIDTH - 2 * MARGIN {
+        if x > 0 && x + width > page.width() - 2 * page.margin() {
             (x, y) = (0, y + LEGEND_ROW);
         }
         places.push((x, y));
@@ -294,16 +376,19 @@ fn legend_places(entries: &[Entry]) -> Vec<(i32, i32)> {
 }
 
 /// Height of a legend, in pixels.
-fn legend_height(entries: &[Entry]) -> i32 {
-    legend_places(entries)
+fn legend_height(entries: &[Entry], page: Page) -> i32 {
+    legend_places(entries, page)
         .last()
         .map_or(0, |(_, y)| y + LEGEND_ROW)
 }
 
+/// Where the first row of a legend stands.
+const LEGEND_TOP: i32 = 84;
+
 /// A legend that breaks into rows where it has to.
-fn legend(area: &Area, entries: &[Entry], at: (i32, i32)) -> Painted {
-    for (entry, (x, y)) in entries.iter().zip(legend_places(entries)) {
-        let (x, y) = (at.0 + x, at.1 + y);
+fn legend(area: &Area, entries: &[Entry], page: Page) -> Painted {
+    for (entry, (x, y)) in entries.iter().zip(legend_places(entries, page)) {
+        let (x, y) = (page.margin() + x, LEGEND_TOP + y);
         let (thick, stroke) = (entry.colour.filled(), entry.colour.stroke_width(2));
         match entry.mark {
             Mark::Filled => area.draw(&Rectangle::new([(x, y - 6), (x + 13, y + 7)], thick))?,
@@ -319,6 +404,24 @@ fn legend(area: &Area, entries: &[Entry], at: (i32, i32)) -> Painted {
     }
     Ok(())
 }
+
+/// Lines at round values of x, each with its value below where there is room.
+fn draw_ticks(area: &Area, x: Scale, (top, bottom): (i32, i32)) -> Painted {
+    let ticks = x.ticks();
+    let mut free_from = 0;
+    for (tick, label) in ticks.iter().zip(texts(&ticks)) {
+        let (at, half) = (x.at(*tick), Size::Small.width(&label) / 2);
+        line(area, (at, top), (at, bottom), FAINT)?;
+        if at - half >= free_from {
+            text(area, &label, (at, bottom + 14), SMALL.centred())?;
+            free_from = at + half + TICK_GAP;
+        }
+    }
+    Ok(())
+}
+
+/// Space between the values of ticks, in pixels.
+const TICK_GAP: i32 = 4;
 
 /// The lossless arm of a mode.
 fn in_mode(case: &SummaryCase, transfer: Transfer) -> Option<&SummaryArm> {

@@ -1,7 +1,10 @@
 //! What the words of a report mean, for the page that stands alone. METHODOLOGY.md has all of it.
 
 /// Terms and their definitions, in the order in which a reader meets them.
-pub(super) const DEFINITIONS: &[(&str, &str)] = &[
+pub(super) type Definitions = &'static [(&'static str, &'static str)];
+
+/// Those of a report of runs.
+pub(super) const DEFINITIONS: Definitions = &[
     (
         "single, split",
         "Arms. Single: one node does both phases. Split: the prefill node prefills, its KV cache \
@@ -15,7 +18,11 @@ pub(super) const DEFINITIONS: &[(&str, &str)] = &[
         "TTST",
         "Request start to second token: where the transfer and the handoff show.",
     ),
-    ("TPOT", "(E2E - TTFT) / (output tokens - 1)."),
+    (
+        "TPOT",
+        "(E2E - TTFT) / (output tokens - 1). A split's holds its exposed transfer and handoff, \
+         spread over the tokens: that is no slower decoding.",
+    ),
     ("ITL", "Gap between two tokens of one answer."),
     ("E2E", "Request start to last token."),
     (
@@ -41,7 +48,8 @@ pub(super) const DEFINITIONS: &[(&str, &str)] = &[
     ),
     (
         "rate, Gbps",
-        "KV payload bits / wire busy, in decimal gigabits per second.",
+        "KV payload bits / wire busy, in decimal gigabits per second. Gbit/s is the rate of a line or \
+         a card, headers included.",
     ),
     (
         "bulk, layered, auto",
@@ -64,5 +72,37 @@ pub(super) const DEFINITIONS: &[(&str, &str)] = &[
     (
         "projected",
         "Not measured here: TCP from the fit of the run's link, RDMA from published measurements.",
+    ),
+];
+
+/// Those of a report of a sweep over a link.
+pub(super) const LINK_DEFINITIONS: Definitions = &[
+    (
+        "ms",
+        "First piece offered to the socket to last piece acknowledged as in place and verified: a \
+         median of warm transfers.",
+    ),
+    (
+        "warm",
+        "Back to back over connections that carried a transfer before.",
+    ),
+    ("cold", "The first transfer of new connections."),
+    (
+        "idle",
+        "A transfer over connections that carried nothing for a while.",
+    ),
+    (
+        "Gbps",
+        "KV payload bits over that time, in decimal gigabits per second. Gbit/s is the rate of a \
+         line or a card, headers included.",
+    ),
+    (
+        "ceiling",
+        "The highest median of all combinations; in the table, the share of it.",
+    ),
+    (
+        "fit",
+        "What a transfer takes: alpha, a cost of every piece, and a time of the bytes that depends \
+         on their number.",
     ),
 ];

@@ -3,10 +3,11 @@
 use serde::Serialize;
 
 use super::charts::Chart;
+use super::definitions::{DEFINITIONS, Definitions};
 use super::projected::Projected;
 use super::strip::{self, KeyFigure};
 use super::table::Table;
-use super::{answers, changes, interference, lossy, projected, provenance, tables};
+use super::{answers, changes, configuration, interference, lossy, projected, provenance, tables};
 use crate::metrics::Record;
 use crate::metrics::summary::Summary;
 
@@ -20,6 +21,8 @@ pub(super) struct Document {
     pub(super) title: String,
     /// In the order read.
     pub(super) sections: Vec<Section>,
+    /// What its words mean, for the page that stands alone.
+    pub(super) definitions: Definitions,
     /// The command and the revision that made the run.
     pub(super) stamp: Vec<Block>,
 }
@@ -103,6 +106,7 @@ impl Document {
         let mut document = Self {
             title: summary.verdict.clone().unwrap_or(none),
             sections: Vec::new(),
+            definitions: DEFINITIONS,
             stamp: provenance::stamp(record),
         };
         let doubts = Block::List {
@@ -134,7 +138,7 @@ impl Document {
             ("Run", vec![Block::Table(provenance::run(record))]),
             (
                 "Configuration",
-                vec![Block::Table(provenance::configuration(record))],
+                configuration::section(&record.configuration),
             ),
             ("Environment", provenance::environment(record)),
         ] {

@@ -3,8 +3,8 @@
 
 use super::document::Block;
 use super::number::{count, significant};
+use super::prose::wrapped;
 use super::table::{NONE, Table, numbers, words};
-use super::tables;
 use crate::metrics::interference::{NodeCores, SummaryInterference};
 use crate::metrics::summary::Summary;
 use crate::stats::Figure;
@@ -18,8 +18,8 @@ pub(super) fn to_terminal(summary: &Summary, width: usize) -> Option<String> {
     let table = table(measured).to_terminal();
     let lines = table.lines().map(String::from);
     let notes = notes(measured);
-    let notes = notes.iter().flat_map(|note| tables::wrapped(note, width));
-    let title = tables::wrapped(&title(measured), width);
+    let notes = notes.iter().flat_map(|note| wrapped(note, width));
+    let title = wrapped(&title(measured), width);
     let all: Vec<String> = title.into_iter().chain(lines).chain(notes).collect();
     Some(all.join("\n"))
 }

@@ -66,7 +66,7 @@ mod tests {
             text.contains("| 512 tokens | every byte | identical | identical |  |"),
             "{text}"
         );
-        assert!(text.contains("| seed | 7 | default |"), "{text}");
+        assert!(text.contains("| --seed | 7 |"), "{text}");
         assert!(text.contains("| build | 0.1.0 "), "{text}");
         let heads = [
             "TCP as fitted",

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::charts;
+use super::definitions::DEFINITIONS;
 use super::document::{Block, DOUBTS, Document, Item};
 use super::number::{one_line, significant};
 use super::provenance;
@@ -80,6 +81,7 @@ pub(super) fn document(runs: &[Named]) -> Document {
     let mut document = Document {
         title: format!("{} runs: {}", runs.len(), labels.join(", ")),
         sections: Vec::new(),
+        definitions: DEFINITIONS,
         stamp: (runs.iter())
             .flat_map(|run| {
                 let label = Block::text(format!("{}:", run.label));

@@ -5,7 +5,6 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, HtmlEscape, Value, context};
 
-use super::definitions::DEFINITIONS;
 use super::document::{DOUBTS, Document};
 
 /// How the page is put together and looks.
@@ -20,7 +19,6 @@ pub(super) fn written(document: &Document) -> anyhow::Result<String> {
     let context = context! {
         document => Serde(document),
         doubts => DOUBTS,
-        definitions => Serde(DEFINITIONS),
     };
     (SyntaxConfig::builder().trim_blocks(true).build())
         .and_then(|syntax| {

@@ -154,32 +154,36 @@ pub fn outlook_table(outlook: &Outlook) -> String {
             significant(mode.e2e_ms, 4),
         ));
     }
-    let heads = [
-        "Gbit/s",
-        "carried by",
-        "exposed ms",
-        "E2E ms",
-        "saves ms",
-        "layered: exposed",
-        "E2E",
-        "saves",
-    ];
-    let rows = outlook.projections.iter().map(|p| {
-        let rate = p
-            .line_rate_gbps
-            .map_or("as it is".into(), |rate| rate.to_string());
-        let mut cells = vec![rate, p.transport.to_string()];
-        for estimate in [&p.bulk, &p.layered] {
-            cells.push(ends(estimate.exposed_ms));
-            cells.push(significant(estimate.e2e_ms.mid, 4));
-            cells.push(ends(estimate.saving_ms));
-        }
-        cells
-    });
-    lines.push(String::new());
-    lines.push(plain_table(&heads, rows.collect()));
-    lines.push(outlook.rdma.reason.clone());
+    for transfer in [Transfer::Bulk, Transfer::Layered] {
+        lines.push(format!("\nprojected {transfer}:"));
+        lines.push(carried_table(outlook, transfer).to_terminal());
+    }
+    lines.push(format!("\n{}", outlook.rdma.reason));
     lines.join("\n")
+}
+
+/// What a prompt's request would take over every transport on every line in one mode.
+fn carried_table(outlook: &Outlook, transfer: Transfer) -> Table {
+    let columns = [
+        words("Gbit/s"),
+        words("carried by"),
+        numbers("exposed ms"),
+        numbers("E2E ms"),
+        numbers("saves ms"),
+    ];
+    let mut table = Table::new(columns);
+    for projection in &outlook.projections {
+        let rate = projection.line_rate_gbps.map(|rate| rate.to_string());
+        let estimate = projection.of(transfer);
+        table.push([
+            rate.unwrap_or("as it is".into()),
+            projection.transport.to_string(),
+            ends(estimate.exposed_ms),
+            significant(estimate.e2e_ms.mid, 4),
+            ends(estimate.saving_ms),
+        ]);
+    }
+    table
 }
 
 /// Low to high, or the one value where they do not differ.
@@ -193,17 +197,17 @@ pub(crate) fn ends(range: Range) -> String {
 
 /// A run on an engine of another speed.
 pub fn restated_table(all: &[Restated]) -> String {
-    let heads = [
-        "prompt",
-        "mode",
-        "prefill ms",
-        "exposed ms",
-        "E2E ms",
-        "overhead %",
-        "demand Gbps",
-    ];
-    let rows = all.iter().map(|r| {
-        vec![
+    let mut table = Table::new([
+        numbers("prompt\ntokens"),
+        words("mode"),
+        numbers("prefill\nms"),
+        numbers("exposed\nms"),
+        numbers("E2E\nms"),
+        numbers("overhead\n% of E2E"),
+        numbers("KV demand\nGbps"),
+    ]);
+    for r in all {
+        table.push([
             r.prompt_tokens.to_string(),
             r.transfer.to_string(),
             significant(r.prefill_ms, 4),
@@ -211,9 +215,9 @@ pub fn restated_table(all: &[Restated]) -> String {
             significant(r.e2e_ms, 4),
             significant(r.transfer_overhead_pct, 3),
             significant(r.kv_demand_gbps, 3),
-        ]
-    });
-    plain_table(&heads, rows.collect())
+        ]);
+    }
+    table.to_terminal()
 }
 
 /// Columns without lines, all but the first two to the right.
@@ -352,26 +356,26 @@ pub fn shape_table(shape: &PublishedShape, answer: &WithoutModel) -> String {
         let rest_ms = answer.prefill_ms + answer.step_ms.unwrap_or(0.0);
         format!("{:.1}", 100.0 * exposed.mid / (rest_ms + exposed.mid))
     };
-    let heads = [
-        "Gbit/s",
-        "carried by",
-        "bulk: exposed ms",
-        "% of TTST",
-        "layered: exposed ms",
-        "% of TTST",
-    ];
-    let rows = answer.carried.iter().map(|c| {
-        vec![
+    let mut table = Table::new([
+        words("Gbit/s"),
+        words("carried by"),
+        numbers("bulk:\nexposed ms"),
+        numbers("of TTST\n%"),
+        numbers("layered:\nexposed ms"),
+        numbers("of TTST\n%"),
+    ]);
+    for c in &answer.carried {
+        table.push([
             c.line_rate_gbps.to_string(),
             c.transport.to_string(),
             ends(c.bulk_exposed_ms),
             share(c.bulk_exposed_ms),
             ends(c.layered_exposed_ms),
             share(c.layered_exposed_ms),
-        ]
-    });
+        ]);
+    }
     lines.push(String::new());
-    lines.push(plain_table(&heads, rows.collect()));
+    lines.push(table.to_terminal());
     lines.push(String::new());
     lines.push(
         "projected, nothing was run: low to high from published measurements of each transport; \

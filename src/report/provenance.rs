@@ -1,4 +1,4 @@
-//! What a run was: its checks and failures, model, link, settings and machines, and what made it.
+//! What a run was: its checks and failures, model, link and machines, and what made it.
 
 use super::document::Block;
 use super::number::{one_line, significant};
@@ -11,7 +11,10 @@ use crate::metrics::{Memory, Record};
 const VALUE_CHARS: usize = 200;
 
 /// A table of words.
-fn table<const N: usize>(heads: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Table {
+pub(super) fn table<const N: usize>(
+    heads: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> Table {
     let mut table = Table::new(heads.map(words));
     for row in rows {
         table.push(row);
@@ -119,15 +122,6 @@ fn memory_text(memory: Memory) -> Option<String> {
     ))
 }
 
-/// Every setting with its origin.
-pub(super) fn configuration(record: &Record) -> Table {
-    let rows = record.configuration.iter().map(|(name, setting)| {
-        let value = one_line(&setting.value.to_string(), VALUE_CHARS);
-        [name.clone(), value, setting.origin.to_string()]
-    });
-    table(["setting", "value", "origin"], rows)
-}
-
 /// Both nodes' machines and builds.
 pub(super) fn environment(record: &Record) -> Vec<Block> {
     let prefill = node(&record.environment.prefill);
@@ -156,7 +150,7 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     let interfaces = (environment.network_interfaces.iter()).filter(|i| i.is_up && !i.is_loopback);
     let interfaces = interfaces.map(|i| match i.speed_mbps {
-        Some(mbps) => format!("{} {} Gbps", i.name, mbps as f64 / 1e3),
+        Some(mbps) => format!("{} {} Gbit/s", i.name, mbps as f64 / 1e3),
         None => format!("{} of unknown speed", i.name),
     });
     let cores = match &processor.cores {
@@ -191,7 +185,7 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn or_unknown(text: Option<String>) -> String {
+pub(super) fn or_unknown(text: Option<String>) -> String {
     text.unwrap_or_else(|| "unknown".to_owned())
 }
 
@@ -207,12 +201,18 @@ fn shell_word(argument: &str) -> String {
 /// The command and the revision that made the run.
 pub(super) fn stamp(record: &Record) -> Vec<Block> {
     let run = &record.run;
-    let argv: Vec<String> = run.argv.iter().map(|a| shell_word(a)).collect();
+    let build = format!(
+        "{} (revision {}, {} build)",
+        run.tool_version, run.git_revision, run.profile
+    );
+    made_by(&build, &run.argv)
+}
+
+/// The command and the build that made a file.
+pub(super) fn made_by(build: &str, argv: &[String]) -> Vec<Block> {
+    let argv: Vec<String> = argv.iter().map(|a| shell_word(a)).collect();
     vec![
-        Block::text(format!(
-            "Made by disagg-bench {} (revision {}, {} build) with:",
-            run.tool_version, run.git_revision, run.profile,
-        )),
+        Block::text(format!("Made by disagg-bench {build} with:")),
         Block::Code {
             text: argv.join(" "),
         },

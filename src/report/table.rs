@@ -9,6 +9,7 @@ use tabled::settings::style::HorizontalLine;
 use tabled::settings::{Alignment, Modify, Padding, Style};
 
 use super::number::one_line;
+use super::prose::unpadded;
 
 /// Stands for what is not defined, such as the transfer of the single arm.
 pub(super) const NONE: &str = "-";
@@ -104,24 +105,69 @@ impl Table {
             };
             table.with(Modify::new(Columns::one(i)).with(alignment));
         }
-        let text = table.to_string();
-        let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-        lines.join("\n")
+        unpadded(&table.to_string())
     }
 }
 
 /// Text that may stand in a cell of a Markdown table.
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     let text = text.replace('\n', " ");
     escaped(&one_line(&text, CELL_CHARS)).replace('|', "\\|")
 }
 
-/// Text on one line that Markdown takes for no HTML, link or picture.
-pub(super) fn escaped(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
-        .replace('\\', "\\\\")
-        .replace('<', "\\<")
-        .replace("](", "]\\(")
+/// Stands between two characters that would mean something together, and is not seen.
+const APART: &str = "<!-- -->";
+
+/// Text on one line that Markdown takes for no HTML, emphasis, link or picture, and that mentions
+/// nobody and nothing on GitHub. What stands between backticks is code and stays as it is.
+pub(crate) fn escaped(text: &str) -> String {
+    let text = text.replace(['\n', '\r'], " ");
+    let parts: Vec<&str> = text.split('`').collect();
+    if parts.len().is_multiple_of(2) {
+        // A lone backtick begins no code.
+        return escaped_prose(&text).replace('`', "\\`");
+    }
+    let written = parts.iter().enumerate().map(|(i, part)| match i % 2 {
+        0 => escaped_prose(part),
+        _ => format!("`{part}`"),
+    });
+    written.collect()
+}
+
+fn escaped_prose(text: &str) -> String {
+    let mut written = String::new();
+    for (i, c) in text.char_indices() {
+        let rest = &text[i..];
+        match c {
+            '\\' | '<' | '*' => written.extend(['\\', c]),
+            '_' | '~' if is_at_edge(text, i) => written.extend(['\\', c]),
+            ']' if rest.starts_with("](") => written.extend(['\\', c]),
+            // GitHub looks for these behind what Markdown made of the text, so a backslash is too
+            // early.
+            '@' | '#' => {
+                written.push(c);
+                written += APART;
+            }
+            ':' if rest.starts_with("://") => {
+                written.push(c);
+                written += APART;
+            }
+            '.' if text[..i].to_ascii_lowercase().ends_with("www") => {
+                written += APART;
+                written.push(c);
+            }
+            _ => written.push(c),
+        }
+    }
+    written
+}
+
+/// Whether a character may begin or end emphasis: neither inside a word nor alone.
+fn is_at_edge(text: &str, at: usize) -> bool {
+    let before = text[..at].chars().next_back().unwrap_or(' ');
+    let after = text[at..].chars().nth(1).unwrap_or(' ');
+    let both = |is: fn(char) -> bool| is(before) && is(after);
+    !both(char::is_alphanumeric) && !both(char::is_whitespace)
 }
 
 #[cfg(test)]
@@ -140,7 +186,23 @@ mod tests {
         let wanted = "| arm | E2E ms | check |\n| --- | ---: | --- |\n\
                       | a \\| b\\\\ \\<c> | 9.8 | identical |\n| single | 1024 | - |\n";
         assert_eq!(table().to_markdown(), wanted);
-        assert_eq!(escaped("![i](http://x)\n# y"), "![i]\\(http://x) # y");
+        for (text, wanted) in [
+            (
+                "![i](http://x)\n# y",
+                r"![i\](http:<!-- -->//x) #<!-- --> y",
+            ),
+            (
+                "thanks @octocat for #12",
+                "thanks @<!-- -->octocat for #<!-- -->12",
+            ),
+            ("see www.example.org", "see www<!-- -->.example.org"),
+            ("a *b* _c_ run_id <b>", r"a \*b\* \_c\_ run_id \<b>"),
+            ("`split @x <b>` and @y", "`split @x <b>` and @<!-- -->y"),
+            ("a lone ` and <", r"a lone \` and \<"),
+            ("~ +0.4% [+0.1, +0.8]", "~ +0.4% [+0.1, +0.8]"),
+        ] {
+            assert_eq!(escaped(text), wanted);
+        }
     }
 
     #[test]

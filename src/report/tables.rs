@@ -9,6 +9,7 @@ pub use pipeline::pipeline_summary;
 use super::changes::CHANCE;
 use super::document::Block;
 use super::number::{count, one_line, significant};
+use super::prose::wrapped;
 use super::table::{NONE, Table, numbers, words};
 use crate::metrics::Arm;
 use crate::metrics::changes::SummaryChange;
@@ -73,6 +74,11 @@ pub fn comparison_table(summary: &Summary, width: usize) -> String {
         columns.retain(|c| Some(c.rank) != rank);
     };
     let mut notes = vec![samples_note(summary) + "; ±: half of the median's 95% interval"];
+    let mut arms = summary.cases.iter().flat_map(|c| &c.arms);
+    let sends = arms.any(|arm| arm.exposed_transfer_ms.is_some());
+    if sends && columns.iter().any(|c| c.head[0] == "TPOT") {
+        notes.push("TPOT of a split holds exposed, spread over its tokens".to_owned());
+    }
     notes.extend(super::changes::notes(summary));
     notes.extend(checks_note(summary));
     notes.extend(auto_notes(summary));
@@ -287,21 +293,6 @@ fn failures(summary: &Summary) -> Vec<String> {
             )
         })
         .collect()
-}
-
-/// Breaks a text between words into lines of at most `width` characters; longer words stay whole.
-pub fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]

@@ -1,18 +1,11 @@
-//! What a command prints when it is done, and the table of settings.
-
-use std::collections::BTreeMap;
-
-use tabled::builder::Builder;
-use tabled::settings::Style;
+//! What a command prints when it is done.
 
 use super::changes::CHANCE;
 use super::projected::Projected;
+use super::prose::WIDTH;
 use super::tables::{comparison_table, name, pipeline_summary};
 use crate::metrics::summary::Summary;
-use crate::metrics::{Arm, BaselineUse, Record, Setting};
-
-/// Columns that tables keep to.
-const WIDTH: usize = 80;
+use crate::metrics::{Arm, BaselineUse, Record};
 
 /// The finding first, then tables, then what makes them doubtful.
 pub fn to_terminal(record: &Record) -> String {
@@ -76,21 +69,6 @@ fn against_baseline(baseline: &BaselineUse, summary: &Summary) -> Option<String>
         baseline.file, baseline.measured_at
     );
     (!lines.is_empty()).then(|| format!("{title}\n{}", lines.join("\n")))
-}
-
-/// Every setting with its value and origin.
-pub fn settings(settings: &BTreeMap<String, Setting>) -> String {
-    let mut table = Builder::new();
-    table.push_record(["setting", "value", "origin"]);
-    for (name, setting) in settings {
-        let value = match &setting.value {
-            serde_json::Value::Null => "-".to_string(),
-            serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        table.push_record([name.clone(), value, setting.origin.to_string()]);
-    }
-    table.build().with(Style::blank()).to_string()
 }
 
 #[cfg(test)]

@@ -214,11 +214,11 @@ fn an_interface_that_is_full_is_the_limit_unless_a_faster_one_is_up() {
     let mut scene = Scene::new();
     scene.interface = Some(card("eth0", 10_000));
     scene.interfaces = vec![card("eth0", 10_000)];
-    scene.is("interface-full", &["10 Gbps of eth0"]);
+    scene.is("interface-full", &["10 Gbit/s of eth0"]);
     scene.interfaces.push(card("ib0", 100_000));
     scene.is(
         "wrong-interface",
-        &["eth0 (10 Gbps)", "ib0 (100 Gbps)", "--bind ib0"],
+        &["eth0 (10 Gbit/s)", "ib0 (100 Gbit/s)", "--bind ib0"],
     );
     // Not full, so that is no limit and still worth knowing.
     scene.gbps = 2.0;

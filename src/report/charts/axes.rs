@@ -5,14 +5,12 @@ use plotters::style::{Color, RGBColor};
 
 use super::scale::Scale;
 use super::{
-    Area, BODY, Chart, Entry, FAINT, INK, MARGIN, Mark, Painted, SMALL, Size, WIDTH, draw, legend,
+    Area, BODY, Drawn, Entry, FAINT, INK, Mark, Page, Painted, SMALL, Size, draw, legend,
     legend_height, line, plain, text,
 };
 use crate::report::number::significant;
 use crate::stats::Figure;
 
-const LEFT: i32 = 84;
-const RIGHT: i32 = WIDTH - 64;
 const PLOT: i32 = 280;
 const BELOW: i32 = 70;
 
@@ -20,6 +18,11 @@ const BELOW: i32 = 70;
 const LABELLED_POINTS: usize = 8;
 /// Space between labels, in pixels.
 const LABEL_GAP: i32 = 10;
+
+/// Where the plot starts and ends.
+fn edges(page: Page) -> (i32, i32) {
+    (page.pick(84, 60), page.width() - page.pick(64, 30))
+}
 
 /// Figures over x, with whiskers from the smallest to the largest sample.
 pub(super) struct Series {
@@ -56,6 +59,8 @@ pub(super) struct Axes {
     pub(super) y_may_be_log: bool,
     /// The x axis reaches from and to at least these.
     pub(super) x_at_least: Option<(f64, f64)>,
+    /// Whether the points of the first series, if they are few, have their values beside them.
+    pub(super) is_labelled: bool,
     /// Whether the ticks of x are the values that occur, or round ones.
     pub(super) x_ticks: Ticks,
 }
@@ -70,7 +75,7 @@ pub(super) enum Ticks {
 }
 
 /// A chart of series over curves; `None` without a point.
-pub(super) fn chart(axes: Axes, series: &[Series], curves: &[Curve]) -> Option<Chart> {
+pub(super) fn chart(page: Page, axes: Axes, series: &[Series], curves: &[Curve]) -> Option<Drawn> {
     let points = || series.iter().flat_map(|s| &s.points);
     let least = |values: &mut dyn Iterator<Item = f64>| values.min_by(f64::total_cmp);
     let most = |values: &mut dyn Iterator<Item = f64>| values.max_by(f64::total_cmp);
@@ -80,7 +85,7 @@ pub(super) fn chart(axes: Axes, series: &[Series], curves: &[Curve]) -> Option<C
         Some((from, to)) => (x_min.min(from), x_max.max(to)),
         None => (x_min, x_max),
     };
-    let x = Scale::around(x_min, x_max, (LEFT, RIGHT));
+    let x = Scale::around(x_min, x_max, edges(page));
     let lines: Vec<Vec<(f64, f64)>> = (curves.iter())
         .map(|curve| {
             let points = x.samples(CURVE_SAMPLES);
@@ -96,7 +101,7 @@ pub(super) fn chart(axes: Axes, series: &[Series], curves: &[Curve]) -> Option<C
     let entries: Vec<Entry> = (entries.chain(curves.iter().map(|c| &c.entry)))
         .cloned()
         .collect();
-    let top = 106 + legend_height(&entries);
+    let top = 106 + legend_height(&entries, page);
     let bottom = top + PLOT;
     let y = Scale::up_to(y_min, y_max, axes.y_may_be_log, (bottom, top));
     let mut xs: Vec<f64> = points().map(|(x, _)| *x).collect();
@@ -106,25 +111,30 @@ pub(super) fn chart(axes: Axes, series: &[Series], curves: &[Curve]) -> Option<C
         xs = x.ticks();
     }
     let count = points().count();
+    let plot = Plot {
+        edges: edges(page),
+        bottom,
+    };
     draw(
+        page,
         axes.file,
         bottom + BELOW,
         axes.title,
         &axes.subtitle,
         axes.caption.clone(),
         |area| {
-            legend(area, &entries, (MARGIN, 84))?;
-            text(area, axes.y_label, (MARGIN, top - 18), BODY)?;
-            draw_y(area, y)?;
-            draw_x(area, x, &xs, axes.x_text, bottom)?;
-            let middle = ((LEFT + RIGHT) / 2, bottom + 50);
+            legend(area, &entries, page)?;
+            text(area, axes.y_label, (page.margin(), top - 18), BODY)?;
+            plot.draw_y(area, y)?;
+            plot.draw_x(area, x, &xs, axes.x_text)?;
+            let middle = ((plot.edges.0 + plot.edges.1) / 2, bottom + 50);
             text(area, axes.x_label, middle, BODY.centred())?;
             for (curve, line) in curves.iter().zip(&lines) {
                 draw_curve(area, curve, line, x, y)?;
             }
             for (i, series) in series.iter().enumerate() {
                 draw_series(area, series, x, y)?;
-                if i == 0 && count <= LABELLED_POINTS {
+                if i == 0 && axes.is_labelled && count <= LABELLED_POINTS {
                     label_points(area, series, x, y)?;
                 }
             }
@@ -133,39 +143,42 @@ pub(super) fn chart(axes: Axes, series: &[Series], curves: &[Curve]) -> Option<C
     )
 }
 
-fn draw_y(area: &Area, y: Scale) -> Painted {
-    for tick in y.ticks() {
-        line(area, (LEFT, y.at(tick)), (RIGHT, y.at(tick)), FAINT)?;
-        let label = plain(tick);
-        text(area, &label, (LEFT - 10, y.at(tick)), SMALL.to_left())?;
-    }
-    Ok(())
+/// Where the axes stand.
+struct Plot {
+    edges: (i32, i32),
+    bottom: i32,
 }
 
-/// The values that occur are the ticks, as far as their labels do not collide; the last has one.
-fn draw_x(
-    area: &Area,
-    x: Scale,
-    values: &[f64],
-    x_text: fn(f64) -> String,
-    bottom: i32,
-) -> Painted {
-    line(area, (LEFT, bottom), (RIGHT, bottom), INK)?;
-    let half = |value: f64| Size::Small.width(&x_text(value)) / 2;
-    let last_from = values
-        .last()
-        .map_or(RIGHT, |v| x.at(*v) - half(*v) - LABEL_GAP);
-    let mut free_from = 0;
-    for (i, value) in values.iter().enumerate() {
-        let (at, half) = (x.at(*value), half(*value));
-        line(area, (at, bottom), (at, bottom + 5), INK)?;
-        let is_last = i + 1 == values.len();
-        if is_last || (free_from..=last_from - 2 * half).contains(&(at - half)) {
-            text(area, &x_text(*value), (at, bottom + 22), SMALL.centred())?;
-            free_from = at + half + LABEL_GAP;
+impl Plot {
+    fn draw_y(&self, area: &Area, y: Scale) -> Painted {
+        let (left, right) = self.edges;
+        for tick in y.ticks() {
+            line(area, (left, y.at(tick)), (right, y.at(tick)), FAINT)?;
+            let label = plain(tick);
+            text(area, &label, (left - 10, y.at(tick)), SMALL.to_left())?;
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Values are written as far as their labels do not collide; the last has one.
+    fn draw_x(&self, area: &Area, x: Scale, values: &[f64], x_text: fn(f64) -> String) -> Painted {
+        let ((left, right), bottom) = (self.edges, self.bottom);
+        line(area, (left, bottom), (right, bottom), INK)?;
+        let half = |value: f64| Size::Small.width(&x_text(value)) / 2;
+        let last = values.last();
+        let last_from = last.map_or(right, |v| x.at(*v) - half(*v) - LABEL_GAP);
+        let mut free_from = 0;
+        for (i, value) in values.iter().enumerate() {
+            let (at, half) = (x.at(*value), half(*value));
+            line(area, (at, bottom), (at, bottom + 5), INK)?;
+            let is_last = i + 1 == values.len();
+            if is_last || (free_from..=last_from - 2 * half).contains(&(at - half)) {
+                text(area, &x_text(*value), (at, bottom + 22), SMALL.centred())?;
+                free_from = at + half + LABEL_GAP;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn draw_curve(area: &Area, curve: &Curve, line: &[(f64, f64)], x: Scale, y: Scale) -> Painted {

@@ -5,22 +5,29 @@ use plotters::element::{Circle, PathElement};
 use plotters::style::{Color, RGBColor};
 
 use super::{
-    Area, BODY, Chart, Entry, INK, MARGIN, Mark, ON_DARK, ON_LIGHT, ORANGE, Painted, SKY, SMALL,
-    VERMILION, WIDTH, draw, legend, legend_height, rectangle, text,
+    Area, BODY, Drawn, Entry, INK, Mark, ON_DARK, ON_LIGHT, ORANGE, Page, Painted, SKY, SMALL,
+    Size, VERMILION, draw, legend, legend_height, rectangle, text,
 };
 use crate::metrics::Record;
 use crate::projection::{Column, SURFACE_RATES_GBPS, Surface, surface};
 use crate::report::number::{one_line, significant};
 use crate::verdict::rules::LATENCY_MATTERS_PCT;
 
-const LEFT: i32 = 110;
-const RIGHT: i32 = WIDTH - 40;
 const CELL: i32 = 22;
 const HEADING: i32 = 36;
-const BELOW: i32 = 64;
+const BELOW: i32 = 76;
+/// Room between columns for the names below them.
+const NAME_GAP: i32 = 8;
 
-/// With more prompt lengths than this, some are left out: the values would not be legible.
-const MOST_COLUMNS: usize = 10;
+/// Where cells start and end.
+fn sides(page: Page) -> (i32, i32) {
+    (page.pick(110, 56), page.width() - page.pick(40, 12))
+}
+
+/// With more prompts than this, some are left out: the values would not be legible.
+fn most_columns(page: Page) -> usize {
+    page.pick(10, 4)
+}
 
 /// Changes from which on a cell has a colour, in percent, its colour and what it means.
 const CLASSES: [(f64, RGBColor, &str); 5] = [
@@ -40,37 +47,41 @@ const CLASSES: [(f64, RGBColor, &str); 5] = [
 ];
 
 /// `None` where nothing can be projected.
-pub(super) fn chart(record: &Record) -> Option<Chart> {
+pub(super) fn chart(record: &Record, page: Page) -> Option<Drawn> {
     let mut surfaces = surface(record);
-    surfaces.iter_mut().for_each(thin_out);
+    let most = most_columns(page);
+    surfaces
+        .iter_mut()
+        .for_each(|surface| thin_out(surface, most));
     let longest = surfaces.first()?.columns.last()?;
     let entries = entries(&surfaces);
-    let top = 100 + legend_height(&entries);
+    let top = 100 + legend_height(&entries, page);
     let height = HEADING + CELL * SURFACE_RATES_GBPS.len() as i32 + BELOW;
     let subtitle = format!(
         "PROJECTED change of E2E against one node. {}",
         one_line(&record.model.name, 40)
     );
     draw(
+        page,
         "break-even.svg",
         top + height * surfaces.len() as i32,
         "Where a split breaks even",
         &subtitle,
         caption(longest),
         |area| {
-            legend(area, &entries, (MARGIN, 84))?;
+            legend(area, &entries, page)?;
             for (i, surface) in surfaces.iter().enumerate() {
-                draw_surface(area, surface, top + height * i as i32)?;
+                draw_surface(area, surface, page, top + height * i as i32)?;
             }
             Ok(())
         },
     )
 }
 
-/// Leaves out prompt lengths between the first and the last where there are too many.
-fn thin_out(surface: &mut Surface) {
+/// Leaves out prompts between the first and the last where there are too many.
+fn thin_out(surface: &mut Surface, most: usize) {
     let last = surface.columns.len() - 1;
-    let every = last.div_ceil(MOST_COLUMNS - 1).max(1);
+    let every = last.div_ceil(most - 1).max(1);
     let mut i = 0;
     surface.columns.retain(|_| {
         i += 1;
@@ -97,9 +108,10 @@ fn entries(surfaces: &[Surface]) -> Vec<Entry> {
     classes.chain([own]).collect()
 }
 
-fn draw_surface(area: &Area, surface: &Surface, top: i32) -> Painted {
-    let title = format!("{}: link rate, Gbit/s of payload", surface.transfer);
-    text(area, &title, (MARGIN, top + HEADING / 2 - 4), BODY)?;
+fn draw_surface(area: &Area, surface: &Surface, page: Page, top: i32) -> Painted {
+    let (left, right) = sides(page);
+    let title = format!("{}: rate of the link, Gbps of payload", surface.transfer);
+    text(area, &title, (page.margin(), top + HEADING / 2 - 4), BODY)?;
     let top = top + HEADING;
     let rows = SURFACE_RATES_GBPS.len() as i32;
     let bottom = top + CELL * rows;
@@ -108,23 +120,29 @@ fn draw_surface(area: &Area, surface: &Surface, top: i32) -> Painted {
         text(
             area,
             &rate.to_string(),
-            (LEFT - 12, middle),
+            (left - 12, middle),
             SMALL.to_left(),
         )?;
     }
-    let edges = edges(surface.columns.len());
+    let edges = edges(surface.columns.len(), (left, right));
+    let mut label_y = bottom + 40;
     for (column, edge) in surface.columns.iter().zip(&edges) {
         draw_column(area, column, *edge, bottom)?;
+        let alike = |other: &&Column| other.prompt_tokens == column.prompt_tokens;
+        if surface.columns.iter().filter(alike).count() > 1 {
+            draw_name(area, &column.prompt, *edge, bottom + 34)?;
+            label_y = bottom + 54;
+        }
     }
     let path = frontier(surface, &edges, bottom);
     area.draw(&PathElement::new(path, ON_LIGHT.stroke_width(3)))?;
-    let middle = ((LEFT + RIGHT) / 2, bottom + 40);
+    let middle = ((left + right) / 2, label_y);
     text(area, "prompt tokens", middle, BODY.centred())
 }
 
 /// Left and right of every column.
-fn edges(columns: usize) -> Vec<(i32, i32)> {
-    let at = |i: usize| LEFT + (RIGHT - LEFT) * i as i32 / columns as i32;
+fn edges(columns: usize, (left, right): (i32, i32)) -> Vec<(i32, i32)> {
+    let at = |i: usize| left + (right - left) * i as i32 / columns as i32;
     (0..columns).map(|i| (at(i), at(i + 1))).collect()
 }
 
@@ -151,6 +169,13 @@ fn draw_column(area: &Area, column: &Column, (left, right): (i32, i32), bottom: 
         ((left + right) / 2, bottom + 16),
         SMALL.centred(),
     )
+}
+
+/// What tells a prompt from others of its length, as far as it fits below its column.
+fn draw_name(area: &Area, name: &str, (left, right): (i32, i32), y: i32) -> Painted {
+    let fits = (right - left - NAME_GAP) / Size::Small.width("m");
+    let name = one_line(name, usize::try_from(fits).unwrap_or(0));
+    text(area, &name, ((left + right) / 2, y), SMALL.centred())
 }
 
 /// How far above the lowest row's lower edge a rate stands; between two rows in proportion.
@@ -202,7 +227,7 @@ fn change_text(change_pct: f64) -> String {
 /// What to see.
 fn caption(longest: &Column) -> String {
     format!(
-        "Projected: compute and fixed costs as this run measured them, only the rate of the link is another. Every value is a middle estimate and as uncertain as the run's own change of E2E at that length, whose interval is in the table of changes: where that may be chance, so is the line. Above the thick line a split is estimated to cost less than {LATENCY_MATTERS_PCT}% of E2E. The circles are this run's link, {} Gbit/s at {} prompt tokens.",
+        "Projected: compute and fixed costs as this run measured them, only the rate of the link is another. Every value is a middle estimate and as uncertain as the run's own change of E2E at that length, whose interval is in the table of changes: where that may be chance, so is the line. Above the thick line a split is estimated to cost less than {LATENCY_MATTERS_PCT}% of E2E. The circles are this run's link, {} Gbps at {} prompt tokens.",
         significant(longest.own_gbps, 3),
         longest.prompt_tokens,
     )
@@ -239,6 +264,7 @@ mod tests {
     #[test]
     fn many_lengths_are_thinned_out() {
         let column = |prompt_tokens| Column {
+            prompt: String::new(),
             prompt_tokens,
             own_gbps: 1.0,
             changes_pct: vec![0.0; 12],
@@ -247,9 +273,9 @@ mod tests {
             transfer: crate::metrics::Transfer::Bulk,
             columns: (1..=25).map(column).collect(),
         };
-        thin_out(&mut surface);
+        thin_out(&mut surface, most_columns(Page::Wide));
         let lengths: Vec<u32> = surface.columns.iter().map(|c| c.prompt_tokens).collect();
-        assert!(lengths.len() <= MOST_COLUMNS, "{lengths:?}");
+        assert!(lengths.len() <= most_columns(Page::Wide), "{lengths:?}");
         assert_eq!((lengths[0], lengths[lengths.len() - 1]), (1, 25));
     }
 }

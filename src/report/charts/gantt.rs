@@ -5,17 +5,15 @@ mod timeline;
 
 use plotters::style::RGBColor;
 
-use super::scale::{Scale, texts};
+use super::scale::Scale;
 use super::{
-    Area, BLUE, BODY, Chart, Entry, FAINT, GREEN, INK, MARGIN, Mark, PURPLE, Painted, SKY, SMALL,
-    Size, VERMILION, WIDTH, draw, legend, legend_height, line, rectangle, text, time,
+    Area, BLUE, BODY, Drawn, Entry, GREEN, INK, Mark, PURPLE, Page, Painted, SKY, SMALL, Size,
+    VERMILION, draw, draw_ticks, legend, legend_height, line, rectangle, text, time,
 };
 use crate::metrics::{Record, Transfer};
 use crate::report::number::{one_line, small};
 use timeline::{Bar, Timeline};
 
-const LEFT: i32 = 130;
-const RIGHT: i32 = WIDTH - 86;
 const HEADING: i32 = 28;
 /// Room for the names of tokens above a panel.
 const MARKS: i32 = 22;
@@ -24,6 +22,11 @@ const LANE_GAP: i32 = 10;
 const LANDED: i32 = 12;
 const STEPS: i32 = 18;
 const AXIS: i32 = 58;
+
+/// Where bars start and end.
+fn edges(page: Page) -> (i32, i32) {
+    (page.pick(130, 100), page.width() - page.pick(86, 84))
+}
 
 /// All layers together are about this high, in pixels.
 const LAYERS: i32 = 150;
@@ -40,7 +43,7 @@ struct Panel<'a> {
 }
 
 /// `None` where no request sent a cache.
-pub(super) fn chart(record: &Record) -> Option<Chart> {
+pub(super) fn chart(record: &Record, page: Page) -> Option<Drawn> {
     let modes = [Transfer::Bulk, Transfer::Layered, Transfer::Auto];
     let timelines = modes
         .iter()
@@ -57,7 +60,7 @@ pub(super) fn chart(record: &Record) -> Option<Chart> {
         Entry::new("decode step", GREEN),
         Entry::new("clock error", INK).drawn_as(Mark::Line),
     ];
-    let top = 92 + legend_height(&entries);
+    let top = 92 + legend_height(&entries, page);
     let subtitle = format!(
         "{}; {} prompt tokens; the request with the median E2E",
         one_line(&record.model.name, 40),
@@ -65,16 +68,17 @@ pub(super) fn chart(record: &Record) -> Option<Chart> {
     );
     let height: i32 = panels.iter().map(|p| panel_height(p.timeline)).sum();
     draw(
+        page,
         "gantt.svg",
         top + height,
         "One request, layer by layer",
         &subtitle,
         caption(&timelines),
         |area| {
-            legend(area, &entries, (MARGIN, 84))?;
+            legend(area, &entries, page)?;
             let mut y = top;
             for panel in &panels {
-                draw_panel(area, panel, y)?;
+                draw_panel(area, panel, page, y)?;
                 y += panel_height(panel.timeline);
             }
             Ok(())
@@ -120,37 +124,38 @@ fn panel_height(timeline: &Timeline) -> i32 {
     HEADING + MARKS + lanes_height(timeline) + AXIS
 }
 
-fn draw_panel(area: &Area, panel: &Panel, top: i32) -> Painted {
+fn draw_panel(area: &Area, panel: &Panel, page: Page, top: i32) -> Painted {
     let timeline = panel.timeline;
-    text(area, &panel.title, (MARGIN, top + HEADING / 2), BODY)?;
+    let at = (page.margin(), top + HEADING / 2);
+    text(area, &panel.title, at, BODY)?;
     let top = top + HEADING + MARKS;
     let bottom = top + lanes_height(timeline);
-    let x = Scale::linear(panel.from_ms, panel.to_ms, (LEFT, RIGHT));
-    let ticks = x.ticks();
-    for (tick, label) in ticks.iter().zip(texts(&ticks)) {
-        let at = x.at(*tick);
-        line(area, (at, top), (at, bottom), FAINT)?;
-        text(area, &label, (at, bottom + 14), SMALL.centred())?;
-    }
-    let middle = ((LEFT + RIGHT) / 2, bottom + 36);
-    let label = "ms since the request started, on the prefill node's clock";
+    let (left, right) = edges(page);
+    let x = Scale::linear(panel.from_ms, panel.to_ms, (left, right));
+    draw_ticks(area, x, (top, bottom))?;
+    let label = page.pick(
+        "ms since the request started, on the prefill node's clock",
+        "ms since the request started",
+    );
+    let middle = ((left + right) / 2, bottom + 36);
     text(area, label, middle, SMALL.centred())?;
-    draw_layers(area, timeline, x, top)?;
+    draw_layers(area, timeline, x, page, top)?;
     let lane = top + row(timeline) * timeline.layers as i32 + LANE_GAP;
-    draw_decode(area, timeline, x, lane)?;
-    draw_tokens(area, timeline, x, (top, bottom))
+    draw_decode(area, timeline, x, page, lane)?;
+    draw_tokens(area, timeline, x, left, (top, bottom))
 }
 
 /// What a layer's row holds on the prefill node: computing, then sending.
-fn draw_layers(area: &Area, timeline: &Timeline, x: Scale, top: i32) -> Painted {
+fn draw_layers(area: &Area, timeline: &Timeline, x: Scale, page: Page, top: i32) -> Painted {
+    let (left, _) = edges(page);
     let row = row(timeline);
     let last = top + row * timeline.layers as i32;
     let middle = (top + last) / 2;
-    text(area, "prefill node", (MARGIN, middle), SMALL)?;
-    text(area, "layer 1", (LEFT - 8, top + 6), SMALL.to_left())?;
+    text(area, "prefill node", (page.margin(), middle), SMALL)?;
+    text(area, "layer 1", (left - 8, top + 6), SMALL.to_left())?;
     if timeline.layers > 1 && last - top > 28 {
         let name = timeline.layers.to_string();
-        text(area, &name, (LEFT - 8, last - 7), SMALL.to_left())?;
+        text(area, &name, (left - 8, last - 7), SMALL.to_left())?;
     }
     // In chunks a layer is computed again while its first part is sent.
     let half = if timeline.is_chunked { row / 2 } else { 0 };
@@ -167,12 +172,13 @@ fn draw_layers(area: &Area, timeline: &Timeline, x: Scale, top: i32) -> Painted 
 
 /// Pieces that landed, the handoff and steps on the decode node, each as far from its place as its
 /// clock may be off.
-fn draw_decode(area: &Area, timeline: &Timeline, x: Scale, top: i32) -> Painted {
+fn draw_decode(area: &Area, timeline: &Timeline, x: Scale, page: Page, top: i32) -> Painted {
+    let (left, right) = edges(page);
     let middle = top + (LANDED + STEPS) / 2;
-    text(area, "decode node", (MARGIN, middle), SMALL)?;
+    text(area, "decode node", (page.margin(), middle), SMALL)?;
     let Some(error_ms) = timeline.clock_error_ms else {
         let why = "its clock cannot be placed on the other's";
-        return text(area, why, (LEFT, middle), SMALL);
+        return text(area, why, (left, middle), SMALL);
     };
     for at_ms in timeline.landed_ms.iter().filter(|ms| x.holds(**ms)) {
         let at = x.at(*at_ms);
@@ -189,7 +195,7 @@ fn draw_decode(area: &Area, timeline: &Timeline, x: Scale, top: i32) -> Painted 
         draw_error(area, step.from_ms, error_ms, x, (top + bottom) / 2)?;
     }
     let label = format!("±{} ms", small(error_ms));
-    text(area, &label, (RIGHT + 10, (top + bottom) / 2), SMALL)
+    text(area, &label, (right + 10, (top + bottom) / 2), SMALL)
 }
 
 /// Where a moment of the decode node can lie on this clock.
@@ -203,9 +209,15 @@ fn draw_error(area: &Area, at_ms: f64, error_ms: f64, x: Scale, y: i32) -> Paint
 }
 
 /// When the user has the first two tokens.
-fn draw_tokens(area: &Area, timeline: &Timeline, x: Scale, (top, bottom): (i32, i32)) -> Painted {
+fn draw_tokens(
+    area: &Area,
+    timeline: &Timeline,
+    x: Scale,
+    left: i32,
+    (top, bottom): (i32, i32),
+) -> Painted {
     let names = ["1st token", "2nd token"];
-    let mut free_from = LEFT;
+    let mut free_from = left;
     for (name, at_ms) in names.iter().zip(&timeline.tokens_ms) {
         if !x.holds(*at_ms) {
             continue;

@@ -6,18 +6,21 @@ use plotters::style::{Color, RGBColor};
 
 use super::scale::Scale;
 use super::{
-    Area, BLUE, BODY, Chart, Entry, FAINT, INK, MARGIN, Mark, ORANGE, Painted, SMALL, Size,
-    VERMILION, WIDTH, draw, legend, legend_height, line, plain, text,
+    Area, BLUE, BODY, Drawn, Entry, FAINT, INK, Mark, ORANGE, Page, Painted, SMALL, Size,
+    VERMILION, draw, legend, legend_height, line, plain, text,
 };
 use crate::metrics::interference::{Interference, InterferenceArm, Moments};
 use crate::metrics::{Arm, Record};
 use crate::report::number::{count, one_line, significant};
 use crate::stats::Figure;
 
-const LEFT: i32 = 84;
-const RIGHT: i32 = WIDTH - 40;
 const PLOT: i32 = 300;
 const BELOW: i32 = 70;
+
+/// Where the plot starts and ends.
+fn edges(page: Page) -> (i32, i32) {
+    (page.pick(84, 60), page.width() - page.pick(40, 20))
+}
 
 /// How much of what lies behind it a band lets through.
 const BAND: f64 = 0.2;
@@ -31,7 +34,7 @@ struct Gaps {
 }
 
 /// `None` where no running sequence was watched.
-pub(super) fn chart(record: &Record) -> Option<Chart> {
+pub(super) fn chart(record: &Record, page: Page) -> Option<Drawn> {
     let all = record.interference.as_ref()?;
     let arms = all.arms().into_iter();
     let gaps: Vec<Gaps> = arms.filter_map(|arm| gaps(all, arm)).collect();
@@ -47,9 +50,9 @@ pub(super) fn chart(record: &Record) -> Option<Chart> {
     let entries: Vec<Entry> = (gaps.iter())
         .map(|g| Entry::new(&g.arm.way(), g.colour).drawn_as(Mark::Line))
         .collect();
-    let top = 124 + legend_height(&entries);
+    let top = 124 + legend_height(&entries, page);
     let bottom = top + PLOT;
-    let x = Scale::linear(1.0, last.max(2.0), (LEFT, RIGHT));
+    let x = Scale::linear(1.0, last.max(2.0), edges(page));
     let y = Scale::up_to(min, max, true, (bottom, top));
     let samples = gaps.iter().map(|g| g.samples).min()?;
     let subtitle = format!(
@@ -58,16 +61,17 @@ pub(super) fn chart(record: &Record) -> Option<Chart> {
         count(samples, "sample")
     );
     draw(
+        page,
         "itl.svg",
         bottom + BELOW,
         "Gaps between tokens while another prompt is prefilled",
         &subtitle,
         caption(all),
         |area| {
-            legend(area, &entries, (MARGIN, 84))?;
-            text(area, "ITL, ms", (MARGIN, top - 34), BODY)?;
-            draw_axes(area, x, y, bottom)?;
-            draw_arrival(area, all, x, (top, bottom))?;
+            legend(area, &entries, page)?;
+            text(area, "ITL, ms", (page.margin(), top - 34), BODY)?;
+            draw_axes(area, x, y, edges(page), bottom)?;
+            draw_arrival(area, all, x, edges(page), (top, bottom))?;
             gaps.iter().try_for_each(|g| draw_band(area, g, x, y))?;
             gaps.iter().try_for_each(|g| draw_line(area, g, x, y))
         },
@@ -110,30 +114,37 @@ fn colour(arm: &InterferenceArm) -> RGBColor {
     }
 }
 
-fn draw_axes(area: &Area, x: Scale, y: Scale, bottom: i32) -> Painted {
+fn draw_axes(area: &Area, x: Scale, y: Scale, edges: (i32, i32), bottom: i32) -> Painted {
+    let (left, right) = edges;
     for tick in y.ticks() {
-        line(area, (LEFT, y.at(tick)), (RIGHT, y.at(tick)), FAINT)?;
-        text(area, &plain(tick), (LEFT - 10, y.at(tick)), SMALL.to_left())?;
+        line(area, (left, y.at(tick)), (right, y.at(tick)), FAINT)?;
+        text(area, &plain(tick), (left - 10, y.at(tick)), SMALL.to_left())?;
     }
-    line(area, (LEFT, bottom), (RIGHT, bottom), INK)?;
+    line(area, (left, bottom), (right, bottom), INK)?;
     for tick in x.ticks().into_iter().filter(|tick| x.holds(*tick)) {
         let at = x.at(tick);
         line(area, (at, bottom), (at, bottom + 5), INK)?;
         text(area, &plain(tick), (at, bottom + 22), SMALL.centred())?;
     }
-    let middle = ((LEFT + RIGHT) / 2, bottom + 50);
+    let middle = ((left + right) / 2, bottom + 50);
     let label = "index of the token that ends the gap";
     text(area, label, middle, BODY.centred())
 }
 
 /// Where the other prompt comes.
-fn draw_arrival(area: &Area, all: &Interference, x: Scale, (top, bottom): (i32, i32)) -> Painted {
+fn draw_arrival(
+    area: &Area,
+    all: &Interference,
+    x: Scale,
+    (left, right): (i32, i32),
+    (top, bottom): (i32, i32),
+) -> Painted {
     // Between the last token before it and the one whose gap it makes.
     let at = x.at(f64::from(all.comes_after_tokens) - 0.5);
     line(area, (at, top), (at, bottom), INK)?;
     let label = format!("a prompt of {} tokens comes", all.newcomer_prompt_tokens);
     let half = Size::Small.width(&label) / 2;
-    let middle = at.clamp(LEFT + half, RIGHT - half);
+    let middle = at.clamp(left + half, right - half);
     text(area, &label, (middle, top - 12), SMALL.centred())
 }
 

@@ -6,7 +6,8 @@ use plotters::style::RGBColor;
 
 use super::axes::{self, Axes, Series, Ticks};
 use super::{
-    BLUE, Chart, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, SKY, VERMILION, in_mode, predicted,
+    BLUE, Chart, Drawn, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, Page, SKY, VERMILION, in_mode,
+    on_both, predicted,
 };
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, Transfer};
@@ -27,16 +28,18 @@ type Point<'a> = &'a dyn Fn(&SummaryCase) -> Option<(f64, Figure)>;
 
 /// All charts of several runs that have something to show.
 pub(super) fn all(runs: &[Named]) -> Vec<Chart> {
-    let by_link = by_link(runs);
+    let by_link = on_both(|page| by_link(runs, page));
     // Over a single length the runs would stand upon each other, which their links tell apart.
     let by_length = by_link.is_none() || lengths(runs).len() > 1;
-    let by_length = |chart: fn(&[Named]) -> Option<Chart>| by_length.then(|| chart(runs)).flatten();
+    let by_length = |chart: fn(&[Named], Page) -> Option<Drawn>| {
+        (by_length.then(|| on_both(|page| chart(runs, page)))).flatten()
+    };
     [
         by_length(e2e),
         by_length(overhead),
         by_length(bandwidth),
         by_link,
-        predictions(runs),
+        on_both(|page| predictions(runs, page)),
     ]
     .into_iter()
     .flatten()
@@ -90,11 +93,12 @@ fn over(file: &'static str, title: &'static str, x_label: &'static str, y: &'sta
         y_at_least: 0.0,
         y_may_be_log: true,
         x_at_least: None,
+        is_labelled: true,
         x_ticks: Ticks::Occurring,
     }
 }
 
-fn e2e(runs: &[Named]) -> Option<Chart> {
+fn e2e(runs: &[Named], page: Page) -> Option<Drawn> {
     let all = series(runs, &|case| Some((tokens(case), best(case)?.e2e_ms?)));
     let axes = Axes {
         caption: format!(
@@ -108,10 +112,10 @@ fn e2e(runs: &[Named]) -> Option<Chart> {
             "E2E, ms",
         )
     };
-    axes::chart(axes, &all, &[])
+    axes::chart(page, axes, &all, &[])
 }
 
-fn overhead(runs: &[Named]) -> Option<Chart> {
+fn overhead(runs: &[Named], page: Page) -> Option<Drawn> {
     let all = series(runs, &|case| {
         Some((tokens(case), best(case)?.transfer_overhead_pct?))
     });
@@ -126,10 +130,10 @@ fn overhead(runs: &[Named]) -> Option<Chart> {
             "% of the split arm's E2E",
         )
     };
-    axes::chart(axes, &all, &[])
+    axes::chart(page, axes, &all, &[])
 }
 
-fn bandwidth(runs: &[Named]) -> Option<Chart> {
+fn bandwidth(runs: &[Named], page: Page) -> Option<Drawn> {
     let all = series(runs, &|case| {
         let arm = in_mode(case, Transfer::Bulk)?;
         Some((arm.wire_bytes as f64, arm.effective_gbps?))
@@ -145,7 +149,7 @@ fn bandwidth(runs: &[Named]) -> Option<Chart> {
             "Gbps (decimal)",
         )
     };
-    axes::chart(axes, &all, &[])
+    axes::chart(page, axes, &all, &[])
 }
 
 /// Of a mode, the same in every chart of several runs.
@@ -159,7 +163,7 @@ fn colour(mode: Transfer) -> RGBColor {
 
 /// Overhead over the rate that each run's link was fitted to, for the longest prompt that all runs
 /// have; `None` where their links are alike.
-fn by_link(runs: &[Named]) -> Option<Chart> {
+fn by_link(runs: &[Named], page: Page) -> Option<Drawn> {
     let has = |run: &Named, tokens: &u32| {
         let mut cases = run.summary.cases.iter();
         cases.any(|case| case.prompt_tokens == *tokens)
@@ -212,12 +216,12 @@ fn by_link(runs: &[Named]) -> Option<Chart> {
             "% of the split arm's E2E",
         )
     };
-    axes::chart(axes, &all, &[])
+    axes::chart(page, axes, &all, &[])
 }
 
 /// What the first run's compute and each other run's link would give, against what those runs
 /// measured.
-fn predictions(runs: &[Named]) -> Option<Chart> {
+fn predictions(runs: &[Named], page: Page) -> Option<Drawn> {
     let (first, others) = runs.split_first()?;
     let mut by_mode: BTreeMap<Transfer, Vec<(f64, Figure)>> = BTreeMap::new();
     for other in others {
@@ -244,5 +248,10 @@ fn predictions(runs: &[Named]) -> Option<Chart> {
         "A point a run, prompt and mode: the compute that {} measured, over the link as each other run fitted it before its first request.",
         first.label
     );
-    predicted::over_its_bar("medians, whiskers from min to max".into(), caption, &all)
+    predicted::over_its_bar(
+        page,
+        "medians, whiskers from min to max".into(),
+        caption,
+        &all,
+    )
 }

@@ -3,8 +3,9 @@
 use plotters::style::RGBColor;
 
 use super::{
-    Area, BLUE, BODY, Chart, Entry, FAINT, GREEN, GREY, MARGIN, ON_DARK, ON_LIGHT, PURPLE, Painted,
-    SMALL, Size, VERMILION, draw, legend, line, plain, rectangle, text, ticks, time,
+    Area, BLUE, BODY, Drawn, Entry, FAINT, GREEN, GREY, LEGEND_TOP, ON_DARK, ON_LIGHT, PURPLE,
+    Page, Painted, SMALL, Size, VERMILION, draw, legend, legend_height, line, plain, rectangle,
+    text, ticks, time,
 };
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
 use crate::report::number::one_line;
@@ -12,15 +13,25 @@ use crate::report::tables;
 use crate::stats::Figure;
 
 const TITLE: &str = "Where the time of a request goes";
-/// Where bars start, and the longest ends, in pixels.
-const LEFT: i32 = 200;
-const RIGHT: i32 = 730;
-const TOP: i32 = 112;
 const HEADING: i32 = 26;
 const BAR: i32 = 22;
-const PITCH: i32 = 28;
 const GAP: i32 = 14;
 const AXIS: i32 = 54;
+/// Room between the legend and the first prompt.
+const BELOW_LEGEND: i32 = 6;
+/// Above a bar on a narrow page: room for its name.
+const NAME: i32 = 18;
+
+/// Where bars start, and the longest ends.
+fn edges(page: Page) -> (i32, i32) {
+    let margin = page.margin();
+    page.pick((200, 730), (margin, page.width() - 2 * margin))
+}
+
+/// From one bar to the next.
+fn pitch(page: Page) -> i32 {
+    page.pick(28, 28 + NAME)
+}
 
 /// Longest and shortest case may differ by this much on one scale; beyond it the short ones
 /// would be slivers, and every prompt gets its own.
@@ -57,7 +68,7 @@ fn longest_ms(case: &SummaryCase) -> Option<f64> {
 }
 
 /// `None` when no request was measured.
-pub(super) fn chart(summary: &Summary) -> Option<Chart> {
+pub(super) fn chart(summary: &Summary, page: Page) -> Option<Drawn> {
     let lengths: Vec<f64> = summary.cases.iter().filter_map(longest_ms).collect();
     let longest = lengths.iter().copied().max_by(f64::total_cmp)?;
     let shortest = lengths.iter().copied().min_by(f64::total_cmp)?;
@@ -70,34 +81,39 @@ pub(super) fn chart(summary: &Summary) -> Option<Chart> {
         "{}; medians of each phase; {scale}",
         one_line(&summary.model.name, 40)
     );
-    let rows: i32 = summary.cases.iter().map(case_height).sum();
-    let axis = if one_scale.is_some() { AXIS } else { MARGIN };
+    let entries = legend_entries(summary);
+    let top = LEGEND_TOP + legend_height(&entries, page) + BELOW_LEGEND;
+    let height = |case: &SummaryCase| case_height(case, page);
+    let rows: i32 = summary.cases.iter().map(height).sum();
+    let axis = one_scale.map_or(page.margin(), |_| AXIS);
     draw(
+        page,
         "phases.svg",
-        TOP + rows + axis,
+        top + rows + axis,
         TITLE,
         &subtitle,
         caption(summary),
         |area| {
-            legend(area, &legend_entries(summary), (MARGIN, 84))?;
+            legend(area, &entries, page)?;
             if let Some(longest) = one_scale {
-                draw_axis(area, longest, TOP + rows)?;
+                draw_axis(area, longest, edges(page), top + rows)?;
             }
-            let mut y = TOP;
+            let mut y = top;
             for case in &summary.cases {
                 if let Some(longest) = one_scale {
-                    draw_grid(area, longest, y + HEADING - 3, y + case_height(case) - GAP)?;
+                    let rows = (y + HEADING - 3, y + height(case) - GAP);
+                    draw_grid(area, longest, edges(page), rows)?;
                 }
-                draw_case(area, case, one_scale.or_else(|| longest_ms(case)), y)?;
-                y += case_height(case);
+                draw_case(area, case, one_scale.or_else(|| longest_ms(case)), page, y)?;
+                y += height(case);
             }
             Ok(())
         },
     )
 }
 
-fn case_height(case: &SummaryCase) -> i32 {
-    HEADING + PITCH * case.arms.len().max(1) as i32 + GAP
+fn case_height(case: &SummaryCase, page: Page) -> i32 {
+    HEADING + pitch(page) * case.arms.len().max(1) as i32 + GAP
 }
 
 fn legend_entries(summary: &Summary) -> Vec<Entry> {
@@ -108,14 +124,14 @@ fn legend_entries(summary: &Summary) -> Vec<Entry> {
     entries.collect()
 }
 
-fn draw_axis(area: &Area, longest: f64, bottom: i32) -> Painted {
+fn draw_axis(area: &Area, longest: f64, edges: (i32, i32), bottom: i32) -> Painted {
     let (unit, per_ms) = if longest >= 10_000.0 {
         ("s", 1e-3)
     } else {
         ("ms", 1.0)
     };
     for tick in ticks(longest) {
-        let x = LEFT + pixels(tick, longest);
+        let x = edges.0 + pixels(tick, longest, edges);
         text(
             area,
             &plain(tick * per_ms),
@@ -123,51 +139,77 @@ fn draw_axis(area: &Area, longest: f64, bottom: i32) -> Painted {
             SMALL.centred(),
         )?;
     }
-    let middle = (LEFT + RIGHT) / 2;
+    let middle = (edges.0 + edges.1) / 2;
     let label = format!("time since the request started, {unit}");
     text(area, &label, (middle, bottom + 36), BODY.centred())
 }
 
 /// Lines at the ticks behind a case's bars.
-fn draw_grid(area: &Area, longest: f64, top: i32, bottom: i32) -> Painted {
+fn draw_grid(area: &Area, longest: f64, edges: (i32, i32), (top, bottom): (i32, i32)) -> Painted {
     for tick in ticks(longest) {
-        let x = LEFT + pixels(tick, longest);
+        let x = edges.0 + pixels(tick, longest, edges);
         line(area, (x, top), (x, bottom), FAINT)?;
     }
     Ok(())
 }
 
-fn pixels(ms: f64, longest_ms: f64) -> i32 {
-    (ms / longest_ms * f64::from(RIGHT - LEFT)).round() as i32
+fn pixels(ms: f64, longest_ms: f64, (left, right): (i32, i32)) -> i32 {
+    (ms / longest_ms * f64::from(right - left)).round() as i32
 }
 
-fn draw_case(area: &Area, case: &SummaryCase, longest_ms: Option<f64>, y: i32) -> Painted {
-    let heading = format!(
-        "{}: {} prompt tokens, {} output tokens",
-        one_line(&case.prompt, 64),
-        case.prompt_tokens,
-        case.output_tokens
+fn draw_case(
+    area: &Area,
+    case: &SummaryCase,
+    longest_ms: Option<f64>,
+    page: Page,
+    y: i32,
+) -> Painted {
+    let tokens = case.prompt_tokens;
+    let heading = page.pick(
+        format!(
+            "{}: {tokens} prompt tokens, {} output tokens",
+            one_line(&case.prompt, 64),
+            case.output_tokens
+        ),
+        format!("{}: {tokens} prompt tokens", one_line(&case.prompt, 20)),
     );
-    text(area, &heading, (MARGIN, y + HEADING / 2), BODY)?;
-    let middle = y + HEADING + BAR / 2;
+    text(area, &heading, (page.margin(), y + HEADING / 2), BODY)?;
+    let middle = y + HEADING + page.pick(0, NAME) + BAR / 2;
+    let (left, _) = edges(page);
     let (Some(longest_ms), false) = (longest_ms, case.arms.is_empty()) else {
         let error = case.errors.first().map_or("", |e| e.as_str());
-        let why = format!("nothing measured: {}", one_line(error, 80));
-        return text(area, why.trim_end_matches(": "), (LEFT, middle), SMALL);
+        let error = one_line(error, page.pick(80, 32));
+        let why = format!("nothing measured: {error}");
+        return text(area, why.trim_end_matches(": "), (left, middle), SMALL);
     };
     for (i, arm) in case.arms.iter().enumerate() {
-        let middle = middle + PITCH * i as i32;
+        let middle = middle + pitch(page) * i as i32;
         let name = tables::name(case, arm, " ");
-        text(area, &name, (LEFT - 10, middle), BODY.to_left())?;
-        let end = draw_bar(area, arm, longest_ms, middle)?;
-        text(area, &outcome(arm), (end + 8, middle), BODY)?;
+        let end = draw_bar(area, arm, longest_ms, edges(page), middle)?;
+        match page {
+            Page::Wide => {
+                text(area, &name, (left - 10, middle), BODY.to_left())?;
+                text(area, &outcome(arm), (end + 8, middle), BODY)?;
+            }
+            Page::Narrow => {
+                let label = format!("{name}: {}", outcome(arm));
+                let at = (left, middle - BAR / 2 - NAME / 2);
+                text(area, &label, at, BODY)?;
+            }
+        }
     }
     Ok(())
 }
 
 /// Draws the phases of an arm; returns where the bar ends.
-fn draw_bar(area: &Area, arm: &SummaryArm, longest_ms: f64, middle: i32) -> Painted<i32> {
-    let (mut x, mut sum_ms) = (LEFT, 0.0);
+fn draw_bar(
+    area: &Area,
+    arm: &SummaryArm,
+    longest_ms: f64,
+    edges: (i32, i32),
+    middle: i32,
+) -> Painted<i32> {
+    let (mut x, mut sum_ms) = (edges.0, 0.0);
     let phases = phases_ms(arm).unwrap_or_default();
     for (ms, (_, colour, ink)) in phases.into_iter().zip(PHASES) {
         if ms <= 0.0 {
@@ -175,7 +217,7 @@ fn draw_bar(area: &Area, arm: &SummaryArm, longest_ms: f64, middle: i32) -> Pain
         }
         sum_ms += ms;
         // What takes time is seen, if only as a line.
-        let end = (LEFT + pixels(sum_ms, longest_ms)).max(x + 1);
+        let end = (edges.0 + pixels(sum_ms, longest_ms, edges)).max(x + 1);
         rectangle(area, (x, middle - BAR / 2), (end, middle + BAR / 2), colour)?;
         let label = time(ms);
         if Size::Small.width(&label) + 8 <= end - x {

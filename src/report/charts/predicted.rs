@@ -3,7 +3,7 @@
 use plotters::style::RGBColor;
 
 use super::axes::{self, Axes, Curve, Series, Ticks};
-use super::{BLUE, Chart, Entry, GREY, Mark, ORANGE, VERMILION, in_mode, plain};
+use super::{BLUE, Drawn, Entry, GREY, Mark, ORANGE, Page, VERMILION, in_mode, plain};
 use crate::metrics::summary::{Summary, SummaryArm};
 use crate::metrics::{Record, Transfer};
 use crate::projection::{EXPOSED_ERROR_SHARE, Links, predict};
@@ -12,7 +12,7 @@ use crate::report::number::one_line;
 use crate::stats::Figure;
 
 /// `None` where the link was not fitted or nothing was sent.
-pub(super) fn chart(record: &Record, summary: &Summary) -> Option<Chart> {
+pub(super) fn chart(record: &Record, summary: &Summary, page: Page) -> Option<Drawn> {
     let links = Links::as_fitted(record)?;
     let mut all = Vec::new();
     for (transfer, colour) in [(Transfer::Bulk, VERMILION), (Transfer::Layered, BLUE)] {
@@ -34,11 +34,16 @@ pub(super) fn chart(record: &Record, summary: &Summary) -> Option<Chart> {
         one_line(&summary.model.name, 40)
     );
     let caption = "A point a prompt and mode, predicted from the link as it was fitted before the first request and the measured prefill, nothing else.";
-    over_its_bar(subtitle, caption.to_owned(), &all)
+    over_its_bar(page, subtitle, caption.to_owned(), &all)
 }
 
 /// Measured over predicted, with how far a prediction may be off; `None` without a point.
-pub(super) fn over_its_bar(subtitle: String, caption: String, series: &[Series]) -> Option<Chart> {
+pub(super) fn over_its_bar(
+    page: Page,
+    subtitle: String,
+    caption: String,
+    series: &[Series],
+) -> Option<Drawn> {
     let points = || series.iter().flat_map(|s| &s.points);
     let all = || points().flat_map(|(said, was)| [*said, was.min, was.max]);
     let least = all().min_by(f64::total_cmp)?;
@@ -60,9 +65,10 @@ pub(super) fn over_its_bar(subtitle: String, caption: String, series: &[Series])
         y_at_least: 0.0,
         y_may_be_log: true,
         x_at_least: Some((least / 1.5, most * 1.2)),
+        is_labelled: true,
         x_ticks: Ticks::Round,
     };
-    axes::chart(axes, series, &bar())
+    axes::chart(page, axes, series, &bar())
 }
 
 /// Points of predicted and measured times; `None` without one.

@@ -2,37 +2,49 @@
 
 use plotters::style::RGBColor;
 
+use super::scale::Scale;
 use super::{
-    Area, BLUE, BODY, Chart, Entry, FAINT, GREEN, GREY, INK, MARGIN, ORANGE, PURPLE, Painted,
-    SMALL, VERMILION, draw, legend, line, rectangle, text, time,
+    Area, BLUE, BODY, Drawn, Entry, FAINT, GREEN, GREY, INK, LEGEND_TOP, ORANGE, PAPER, PURPLE,
+    Page, Painted, SMALL, Size, VERMILION, draw, draw_ticks, legend, legend_height, line,
+    rectangle, text, time,
 };
 use crate::metrics::Transfer;
 use crate::metrics::summary::Summary;
 use crate::projection::{Outlook, Projection, Range, Transport};
 use crate::report::number::{one_line, significant};
 
-/// Where ranges start, and the largest ends, in pixels.
-const LEFT: i32 = 150;
-const RIGHT: i32 = 700;
-const TOP: i32 = 138;
 const HEADING: i32 = 26;
-const PITCH: i32 = 20;
 const GAP: i32 = 10;
-const AXIS: i32 = 58;
+const AXIS: i32 = 62;
+/// Room above the ranges for what their ends mean.
+const LIMITS: i32 = 32;
+
+/// Where ranges start, and the largest ends.
+fn edges(page: Page) -> (i32, i32) {
+    let margin = page.margin();
+    page.pick((150, 700), (margin, page.width() - 2 * margin))
+}
+
+/// From one range to the next; on a narrow page its name stands above it.
+fn pitch(page: Page) -> i32 {
+    page.pick(20, 38)
+}
 
 /// Slowest line that is drawn: below, all of them take longer than what they are compared with.
 const SLOWEST_GBPS: f64 = 10.0;
 
 /// `None` when there is no transfer, or none that a request waits for.
-pub(super) fn chart(summary: &Summary, outlooks: &[Outlook]) -> Option<Chart> {
+pub(super) fn chart(summary: &Summary, outlooks: &[Outlook], page: Page) -> Option<Drawn> {
     let outlook = of_longest(outlooks)?;
     let exposed_ms = outlook.mode().exposed_ms;
     let drawn = |p: &&Projection| p.line_rate_gbps.is_some_and(|rate| rate >= SLOWEST_GBPS);
     let rows: Vec<&Projection> = outlook.projections.iter().filter(drawn).collect();
     let groups: Vec<&[&Projection]> =
         (rows.chunk_by(|a, b| a.line_rate_gbps == b.line_rate_gbps)).collect();
-    let group_height = HEADING + PITCH * Transport::ALL.len() as i32 + GAP;
-    let bottom = TOP + group_height * groups.len() as i32;
+    let entries = Transport::ALL.map(|t| Entry::new(&t.to_string(), colour(t)));
+    let top = LEGEND_TOP + legend_height(&entries, page) + LIMITS;
+    let group_height = HEADING + pitch(page) * Transport::ALL.len() as i32 + GAP;
+    let bottom = top + group_height * groups.len() as i32;
     let transfer = outlook.mode().transfer;
     let subtitle = format!(
         "PROJECTED, low to high. {}, {} prompt tokens, {} MB, {transfer}",
@@ -40,23 +52,28 @@ pub(super) fn chart(summary: &Summary, outlooks: &[Outlook]) -> Option<Chart> {
         outlook.prompt_tokens,
         significant(outlook.measured.kv_bytes as f64 / 1e6, 3),
     );
-    let scale = Scale::of(&rows, transfer, exposed_ms);
+    let scale = scale(&rows, transfer, exposed_ms, edges(page));
     draw(
+        page,
         "savings.svg",
         bottom + AXIS,
         "What other links would save",
         &subtitle,
         caption(outlook, summary.link.as_ref().is_some_and(|l| l.loopback)),
         |area| {
-            let entry = |t: Transport| Entry::new(&t.to_string(), colour(t));
-            legend(area, &Transport::ALL.map(entry), (MARGIN, 84))?;
-            draw_limits(area, scale, exposed_ms, bottom)?;
+            legend(area, &entries, page)?;
+            draw_ticks(area, scale, (top, bottom))?;
+            draw_limits(area, scale, exposed_ms, page, (top, bottom))?;
             for (i, group) in groups.iter().enumerate() {
-                let y = TOP + group_height * i as i32;
-                draw_group(area, group, transfer, scale, y)?;
+                let y = top + group_height * i as i32;
+                draw_group(area, group, transfer, scale, page, y)?;
             }
-            let label = "exposed transfer saved, measured less projected";
-            let middle = ((LEFT + RIGHT) / 2, bottom + 34);
+            let label = page.pick(
+                "exposed transfer saved, ms: measured less projected",
+                "exposed transfer saved, ms",
+            );
+            let (left, right) = edges(page);
+            let middle = ((left + right) / 2, bottom + 40);
             text(area, label, middle, BODY.centred())
         },
     )
@@ -69,26 +86,10 @@ pub(in crate::report) fn of_longest(outlooks: &[Outlook]) -> Option<&Outlook> {
 }
 
 /// Pixels of savings. Losses beyond the measured exposed time are cut; their numbers are not.
-#[derive(Clone, Copy)]
-struct Scale {
-    from_ms: f64,
-    to_ms: f64,
-}
-
-impl Scale {
-    fn of(rows: &[&Projection], transfer: Transfer, exposed_ms: f64) -> Self {
-        let worst = rows.iter().map(|p| p.of(transfer).saving_ms.low);
-        let worst = worst.fold(0.0, f64::min);
-        Self {
-            from_ms: worst.max(-exposed_ms),
-            to_ms: exposed_ms,
-        }
-    }
-
-    fn at(self, ms: f64) -> i32 {
-        let share = ((ms - self.from_ms) / (self.to_ms - self.from_ms)).clamp(0.0, 1.0);
-        LEFT + (share * f64::from(RIGHT - LEFT)).round() as i32
-    }
+fn scale(rows: &[&Projection], transfer: Transfer, exposed_ms: f64, edges: (i32, i32)) -> Scale {
+    let worst = rows.iter().map(|p| p.of(transfer).saving_ms.low);
+    let worst = worst.fold(0.0, f64::min);
+    Scale::linear(worst.max(-exposed_ms), exposed_ms, edges)
 }
 
 fn colour(transport: Transport) -> RGBColor {
@@ -102,13 +103,34 @@ fn colour(transport: Transport) -> RGBColor {
 }
 
 /// Lines at nothing saved and at all of it saved.
-fn draw_limits(area: &Area, scale: Scale, exposed_ms: f64, bottom: i32) -> Painted {
+fn draw_limits(
+    area: &Area,
+    scale: Scale,
+    exposed_ms: f64,
+    page: Page,
+    (top, bottom): (i32, i32),
+) -> Painted {
     let (none, all) = (scale.at(0.0), scale.at(exposed_ms));
-    line(area, (none, TOP - 6), (none, bottom), INK)?;
-    line(area, (all, TOP - 6), (all, bottom), VERMILION)?;
-    text(area, "nothing", (none, TOP - 18), SMALL.centred())?;
-    let label = format!("all that was measured: {}", time(exposed_ms));
-    text(area, &label, (all, TOP - 18), SMALL.centred())
+    line(area, (none, top - 6), (none, bottom), INK)?;
+    line(area, (all, top - 6), (all, bottom), VERMILION)?;
+    let measured = time(exposed_ms);
+    let labels = [
+        (none, "nothing".to_owned()),
+        (
+            all,
+            page.pick(
+                format!("all that was measured: {measured}"),
+                format!("all: {measured}"),
+            ),
+        ),
+    ];
+    for (at, label) in labels {
+        let half = Size::Small.width(&label) / 2;
+        let (first, last) = (page.margin() + half, page.width() - page.margin() - half);
+        let at = (at.clamp(first, last), top - 18);
+        text(area, &label, at, SMALL.centred())?;
+    }
+    Ok(())
 }
 
 fn draw_group(
@@ -116,41 +138,41 @@ fn draw_group(
     rows: &[&Projection],
     transfer: Transfer,
     scale: Scale,
+    page: Page,
     y: i32,
 ) -> Painted {
     let rate = rows.first().and_then(|p| p.line_rate_gbps).unwrap_or(0.0);
-    text(
-        area,
-        &format!("{rate} Gbit/s"),
-        (MARGIN, y + HEADING / 2),
-        BODY,
-    )?;
-    line(
-        area,
-        (LEFT, y + HEADING / 2),
-        (RIGHT, y + HEADING / 2),
-        FAINT,
-    )?;
+    let (margin, middle) = (page.margin(), y + HEADING / 2);
+    let (left, right) = edges(page);
+    let heading = format!("{rate} Gbit/s");
+    text(area, &heading, (margin, middle), BODY)?;
+    let from = left.max(margin + Size::Body.width(&heading) + GAP);
+    line(area, (from, middle), (right, middle), FAINT)?;
     for (i, row) in rows.iter().enumerate() {
-        let middle = y + HEADING + PITCH * i as i32 + PITCH / 2;
-        text(
-            area,
-            &row.transport.to_string(),
-            (LEFT - 12, middle),
-            SMALL.to_left(),
-        )?;
+        let below = y + HEADING + pitch(page) * i as i32;
+        // The name and the ends of a range beside it, or above it.
+        let (name, middle) = page.pick((below + 10, below + 10), (below + 10, below + 27));
         let saving = row.of(transfer).saving_ms;
+        let transport = row.transport.to_string();
+        match page {
+            Page::Wide => {
+                text(area, &transport, (left - 12, name), SMALL.to_left())?;
+                text(area, &range(saving), (right + 16, name), SMALL)?;
+            }
+            Page::Narrow => {
+                let label = format!("{transport}: {}", range(saving));
+                // The lines of the axis run behind it.
+                let end = margin + Size::Small.width(&label);
+                rectangle(area, (margin, name - 7), (end, name + 7), PAPER)?;
+                text(area, &label, (margin, name), SMALL)?;
+            }
+        }
         let (from, mid) = (scale.at(saving.low), scale.at(saving.mid));
         // A narrow range is still seen.
         let to = scale.at(saving.high).max(from + 2);
-        rectangle(
-            area,
-            (from, middle - 6),
-            (to, middle + 6),
-            colour(row.transport),
-        )?;
+        let (top, bottom) = (middle - 6, middle + 6);
+        rectangle(area, (from, top), (to, bottom), colour(row.transport))?;
         line(area, (mid, middle - 8), (mid, middle + 8), INK)?;
-        text(area, &range(saving), (RIGHT + 16, middle), SMALL)?;
     }
     Ok(())
 }

@@ -116,7 +116,7 @@ pub(super) fn ticks(max: f64) -> Vec<f64> {
 fn linear_ticks(from: f64, to: f64) -> Vec<f64> {
     let span = to - from;
     if !(span > 0.0 && span.is_finite()) {
-        return vec![from.max(0.0)];
+        return vec![from];
     }
     let magnitude = 10f64.powf((span / 5.0).log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0]
@@ -124,7 +124,7 @@ fn linear_ticks(from: f64, to: f64) -> Vec<f64> {
         .into_iter()
         .find(|step| span / step <= 6.0)
         .unwrap_or(10.0 * magnitude);
-    let first = (from.max(0.0) / step).ceil() as u64;
+    let first = (from / step).ceil() as i64;
     (first..)
         .map(|i| i as f64 * step)
         .take_while(|t| *t <= to)
@@ -141,5 +141,12 @@ mod tests {
         assert_eq!(texts_of_equal[0], texts_of_equal[1]);
         assert_eq!(texts(&[0.2, 0.4]), ["0.2", "0.4"]);
         assert_eq!(texts(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ticks_go_below_zero() {
+        let ticks = Scale::linear(-12.0, 11.0, (0, 100)).ticks();
+        assert_eq!(ticks, [-10.0, -5.0, 0.0, 5.0, 10.0]);
+        assert_eq!(texts(&ticks)[..3], ["-10", "-5", "0"]);
     }
 }

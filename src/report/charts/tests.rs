@@ -41,7 +41,7 @@ fn phases_fill_their_bars_and_stay_inside() {
     assert!(
         x.iter()
             .zip(&width)
-            .all(|(x, w)| *x >= 0.0 && *w > 0.0 && x + w <= f64::from(WIDTH))
+            .all(|(x, w)| *x >= 0.0 && *w > 0.0 && x + w <= f64::from(Page::Wide.width()))
     );
 }
 
@@ -57,13 +57,15 @@ fn nothing_measured_is_no_chart() {
 fn charts_name_themselves_and_follow_the_colour_scheme() {
     let mut case = usual_case(128);
     case.prompt = "<b>&\u{1b}".into();
-    for chart in charts(vec![case]) {
-        let svg = &chart.svg;
+    let charts = charts(vec![case]);
+    let name = |chart: &Chart| chart.file.trim_end_matches(".svg").to_owned();
+    let both = charts.iter().flat_map(|chart| {
+        let narrow = format!("{}-narrow", name(chart));
+        [(name(chart), &chart.svg), (narrow, &chart.narrow)]
+    });
+    for (id, svg) in both {
         assert!(svg.contains("role=\"img\""), "{svg}");
-        assert!(svg.contains(&format!(
-            "<title id=\"{}-title\">",
-            chart.file.trim_end_matches(".svg")
-        )));
+        assert!(svg.contains(&format!("<title id=\"{id}-title\">")), "{id}");
         assert!(svg.contains("</desc>") && svg.contains("prefers-color-scheme: dark"));
         assert!(!svg.contains("<b>") && !svg.contains('\u{1b}'), "{svg}");
         assert_eq!(svg.matches("<svg ").count(), 1);
@@ -204,19 +206,21 @@ fn nothing_is_cut_at_the_edges() {
         record.model.name = "a model with a name that is longer than any line may be".repeat(2);
         record.interference = Some(interference());
         for chart in charts_of(&record) {
-            for (text, from, to) in texts(&chart.svg) {
-                let is_inside = from >= 0.0 && to <= f64::from(WIDTH);
+            for (page, svg) in [(Page::Wide, &chart.svg), (Page::Narrow, &chart.narrow)] {
+                for (text, from, to) in texts(svg) {
+                    let is_inside = from >= 0.0 && to <= f64::from(page.width());
+                    assert!(
+                        is_inside,
+                        "{} of {i}: {text} from {from} to {to}",
+                        chart.file
+                    );
+                }
                 assert!(
-                    is_inside,
-                    "{} of {i}: {text} from {from} to {to}",
+                    !svg.contains("NaN") && !svg.contains("inf"),
+                    "{} of {i}",
                     chart.file
                 );
             }
-            assert!(
-                !chart.svg.contains("NaN") && !chart.svg.contains("inf"),
-                "{} of {i}",
-                chart.file
-            );
         }
     }
 }
@@ -395,9 +399,7 @@ fn the_surface_has_a_cell_a_rate_and_length_and_the_own_link() {
     let doubt = "where that may be chance, so is the line";
     assert!(chart.caption.contains(doubt), "{}", chart.caption);
     assert!(
-        chart
-            .caption
-            .contains("this run's link, 10.0 Gbit/s at 2048"),
+        chart.caption.contains("this run's link, 10.0 Gbps at 2048"),
         "{}",
         chart.caption
     );

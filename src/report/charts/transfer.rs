@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use plotters::style::RGBColor;
 
 use super::axes::{self, Axes, Curve, Series, Ticks};
-use super::{BLUE, Chart, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, SKY, VERMILION};
+use super::{BLUE, Drawn, Entry, GREEN, GREY, Mark, ORANGE, PURPLE, Page, SKY, VERMILION};
 use crate::link::Fit;
 use crate::metrics::summary::{Summary, SummaryArm, SummaryCase};
 use crate::metrics::{Arm, Record};
@@ -14,7 +14,7 @@ use crate::stats::Figure;
 use crate::wire::MAX_PIECE_BYTES;
 
 /// Colours of the ways of transferring, in the order in which they occur.
-const COLOURS: [RGBColor; 6] = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY];
+pub(super) const COLOURS: [RGBColor; 6] = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY];
 
 /// Split arms by way of transferring, each with the case it belongs to.
 fn ways(summary: &Summary) -> BTreeMap<String, Vec<(&SummaryCase, &SummaryArm)>> {
@@ -67,13 +67,13 @@ fn series(
 }
 
 /// Transfer overhead in percent of E2E over prompt length; `None` when no cache was sent.
-pub(super) fn overhead(summary: &Summary) -> Option<Chart> {
+pub(super) fn overhead(summary: &Summary, page: Page) -> Option<Drawn> {
     let tokens = |case: &SummaryCase| f64::from(case.prompt_tokens);
     let exposed = |c: &SummaryCase, a: &SummaryArm| Some((tokens(c), a.transfer_overhead_pct?));
     let busy = |c: &SummaryCase, a: &SummaryArm| Some((tokens(c), a.wire_busy_pct?));
     let mut all = series(
         summary,
-        "exposed: the request waited for it",
+        page.pick("exposed: the request waited for it", "exposed"),
         Mark::Filled,
         exposed,
     );
@@ -89,23 +89,39 @@ pub(super) fn overhead(summary: &Summary) -> Option<Chart> {
         file: "overhead.svg",
         title: "Transfer overhead by prompt length",
         subtitle: format!("{}; medians, whiskers from min to max", model(summary)),
-        caption: format!(
-            "Share of E2E that the transfer takes. Exposed is what the request waits for, at most {}%; where wire busy is higher, the rest hides behind prefill.",
-            significant(worst, 3)
-        ),
+        caption: overhead_caption(summary, worst),
         x_label: "prompt tokens",
         y_label: "% of the split arm's E2E",
         x_text: |tokens| format!("{tokens:.0}"),
         y_at_least: 1.0,
         y_may_be_log: false,
         x_at_least: None,
+        is_labelled: true,
         x_ticks: Ticks::Occurring,
     };
-    axes::chart(axes, &all, &[])
+    axes::chart(page, axes, &all, &[])
+}
+
+/// What to see, with what the difference of exposed and wire busy is where there is one.
+fn overhead_caption(summary: &Summary, worst_pct: f64) -> String {
+    let arms = summary.cases.iter().flat_map(|case| &case.arms);
+    let shares = arms.filter_map(|a| Some((a.transfer_overhead_pct?, a.wire_busy_pct?)));
+    let shares: Vec<(f64, f64)> = shares.map(|(e, busy)| (e.median, busy.median)).collect();
+    let mut caption = format!(
+        "Share of E2E that the transfer takes. Exposed is what the request waits for, at most {}%.",
+        significant(worst_pct, 3)
+    );
+    if shares.iter().any(|(exposed, busy)| exposed < busy) {
+        caption += " Where wire busy is higher, the rest hides behind prefill.";
+    }
+    if shares.iter().any(|(exposed, busy)| exposed > busy) {
+        caption += " Where exposed is higher, nothing was under way for a part of the wait: between prefill's end and the first piece, or between pieces.";
+    }
+    caption
 }
 
 /// Effective Gbps over payload, with what the link was fitted to do; `None` when no cache was sent.
-pub(super) fn bandwidth(record: &Record, summary: &Summary) -> Option<Chart> {
+pub(super) fn bandwidth(record: &Record, summary: &Summary, page: Page) -> Option<Drawn> {
     let point = |_: &SummaryCase, a: &SummaryArm| Some((a.wire_bytes as f64, a.effective_gbps?));
     let all = series(summary, "effective", Mark::Filled, point);
     let best = highest(&all)?;
@@ -141,10 +157,11 @@ pub(super) fn bandwidth(record: &Record, summary: &Summary) -> Option<Chart> {
         y_at_least: 0.0,
         y_may_be_log: true,
         x_at_least: fit.and_then(sizes),
+        is_labelled: true,
         x_ticks: Ticks::Occurring,
     };
     let curves = fit.map_or(Vec::new(), |fit| curves(fit, layers, ceiling));
-    axes::chart(axes, &all, &curves)
+    axes::chart(page, axes, &all, &curves)
 }
 
 /// The smallest and the largest size that a fit was made of.

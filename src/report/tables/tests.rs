@@ -61,6 +61,8 @@ fn columns_go_when_the_terminal_is_narrow() {
         "{narrow}"
     );
     assert!(!narrow.contains("TPOT"), "{narrow}");
+    let wide = comparison_table(&summary(&[128]), 80).replace('\n', " ");
+    assert!(wide.contains("TPOT of a split holds exposed"), "{wide}");
 }
 
 #[test]
@@ -117,7 +119,7 @@ fn two_ways_of_an_arm_are_told_apart() {
     assert!(
         figures_table(&summary)
             .to_markdown()
-            .contains("single @decode")
+            .contains("single @<!-- -->decode")
     );
 }
 
