@@ -465,7 +465,7 @@ pub struct LinkCommandArgs {
     pub identity: TlsArgs,
     /// Over loopback, speak TLS with the decode node of this command, each with a certificate that
     /// is thrown away afterwards: what TLS costs
-    #[arg(long, conflicts_with_all = ["peer", "tls_identity"])]
+    #[arg(long, conflicts_with_all = ["peer", "tls_identity"], help_heading = tls::HEADING)]
     pub tls: bool,
     #[command(flatten)]
     pub socket: SocketArgs,
