@@ -1,8 +1,10 @@
 //! The command line: what can be said, no logic.
 
 mod limits;
+mod tls;
 
 pub use limits::LimitArgs;
+pub use tls::{CertificateArgs, TlsArgs};
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,6 +76,8 @@ pub enum Command {
     #[command(after_help = "Example:
   disagg-bench schema > metrics-v1.json")]
     Schema,
+    /// Make this node's certificate and key for TLS, and print the fingerprint that peers pin
+    Certificate(CertificateArgs),
     /// Print what makes a shell complete the commands and flags of this program
     Completions(CompletionsArgs),
     /// Two recorded runs: what changed, whether that may be chance, and whether it is allowed
@@ -299,6 +303,8 @@ pub struct ServeDecodeArgs {
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]
+    pub tls: TlsArgs,
+    #[command(flatten)]
     pub socket: SocketArgs,
     #[command(flatten)]
     pub model: ModelArgs,
@@ -373,6 +379,8 @@ pub struct LinkArgs {
     #[command(flatten)]
     pub token: TokenArgs,
     #[command(flatten)]
+    pub tls: TlsArgs,
+    #[command(flatten)]
     pub socket: SocketArgs,
 }
 
@@ -424,6 +432,7 @@ pub struct SplitArgs {
   disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt \\
     --shape Llama-3.1-8B
   disagg-bench link --sizes 64KiB,64MiB --streams 1,4 --format json -o link.json
+  disagg-bench link --sizes 64MiB --streams 1 --tls    what TLS costs, against one without
   disagg-bench report link.json         the sweep as a page with its chart")]
 pub struct LinkCommandArgs {
     /// A node started with `serve-decode --link-only` [default: one of its own on loopback]
@@ -460,6 +469,12 @@ pub struct LinkCommandArgs {
     pub retry: RetryArgs,
     #[command(flatten)]
     pub token: TokenArgs,
+    #[command(flatten)]
+    pub identity: TlsArgs,
+    /// Over loopback, speak TLS with the decode node of this command, each with a certificate that
+    /// is thrown away afterwards: what TLS costs
+    #[arg(long, conflicts_with_all = ["peer", "tls_identity"], help_heading = tls::HEADING)]
+    pub tls: bool,
     #[command(flatten)]
     pub socket: SocketArgs,
     #[command(flatten)]

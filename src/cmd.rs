@@ -1,6 +1,7 @@
 //! One file a command; each reads like a recipe.
 
 pub mod baseline;
+pub mod certificate;
 pub mod compare;
 pub mod completions;
 pub mod link;

@@ -19,7 +19,7 @@
 //!   them.
 //! - [`workload`]: where prompts come from.
 //! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
-//! - [`wire`]: frames, messages, handshake, sockets.
+//! - [`wire`]: frames, messages, handshake, sockets, TLS where the feature `tls` is on.
 //! - [`node`]: the two roles of a request.
 //! - [`experiment`]: the measuring loop. [`check`]: whether the arms agree. [`baseline`]: the
 //!   notebook's file, and which earlier one a run may be compared with.

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::NetworkInterface;
 use crate::stats::Figure;
+use crate::wire::Transport;
 use crate::wire::socket::SocketFacts;
 
 /// Raw times of one combination, each from the first piece offered to the last one acknowledged.
@@ -117,6 +118,9 @@ pub struct Sweep {
     pub kv_bytes_per_token: u64,
     /// Socket options of the first connection, as read back.
     pub socket: SocketFacts,
+    /// What carried it: `tcp`, or `tls over tcp`.
+    #[serde(default = "plain_tcp")]
+    pub transport: String,
     /// The interface that carried it; null where the system does not tell.
     #[serde(default)]
     pub interface: Option<NetworkInterface>,
@@ -139,6 +143,11 @@ pub struct Sweep {
     pub causes: Vec<Cause>,
     /// The same in a sentence.
     pub limit: String,
+}
+
+/// What carried a sweep from before there was TLS.
+fn plain_tcp() -> String {
+    Transport::Tcp.name().into()
 }
 
 /// Highest median rate.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
+use crate::cli::TlsArgs;
 use crate::cores::{self, CoreList};
 use crate::failure::Failure;
 use crate::model::weights::WeightsFormat;
@@ -66,6 +67,8 @@ pub struct Placing<'a> {
     pub network_cores: Option<&'a CoreList>,
     /// Congestion control to ask for.
     pub congestion_control: Option<&'a str>,
+    /// Its identity and its peer, where TLS is spoken.
+    pub tls: Option<&'a TlsArgs>,
 }
 
 impl LocalPeer {
@@ -118,6 +121,14 @@ impl LocalPeer {
         }
         if let Some(name) = placing.congestion_control {
             command.args(["--congestion-control", name]);
+        }
+        if let Some(TlsArgs {
+            tls_identity: Some(folder),
+            tls_peer: Some(peer),
+        }) = placing.tls
+        {
+            command.arg("--tls-identity").arg(folder);
+            command.args(["--tls-peer", peer]);
         }
         if let Some(cores) = placing.network_cores {
             command.args(["--network-cores", &cores.to_string()]);

@@ -54,7 +54,8 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
         Command::ServeDecode(args) => Some(&args.model),
         Command::RunPrefill(args) => Some(&args.model),
         Command::Split(args) => Some(&args.model),
-        Command::Compare(_)
+        Command::Certificate(_)
+        | Command::Compare(_)
         | Command::Completions(_)
         | Command::Link(_)
         | Command::Models(_)
@@ -98,6 +99,7 @@ fn run(configuration: Configuration) -> anyhow::Result<()> {
             cmd::serve_decode::run(args, cli.global.quiet, threads, &terminal)
         }
         Command::RunPrefill(args) => cmd::run_prefill::run(args, settings, threads, &terminal),
+        Command::Certificate(args) => cmd::certificate::run(args, &terminal),
         Command::Compare(args) => cmd::compare::run(args),
         Command::Completions(args) => cmd::completions::run(args),
         Command::Link(args) => cmd::link::run(args, threads, &terminal),

@@ -243,7 +243,7 @@ pub struct ModelRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LinkRecord {
-    /// `tcp`.
+    /// `tcp`, or `tls over tcp`.
     pub transport: String,
     /// Whether the bytes stayed inside one machine on the loopback interface.
     pub loopback: bool,

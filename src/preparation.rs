@@ -1,6 +1,10 @@
 //! What the commands that run a model do before anything is measured: threads, output folder,
 //! model, prompts, and an empty record.
 
+mod tls;
+
+pub use tls::{Pair, demand_peer, new_identity, transport};
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{File, TryLockError};
@@ -26,7 +30,7 @@ use crate::node;
 use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
 use crate::terminal::Terminal;
-use crate::wire::{Source, Token};
+use crate::wire::{Source, Token, Transport};
 use crate::workload::{self, PlainText, Prompt, Turn};
 
 /// Compute threads: the flag, else as many as the cores that were given, else what the user told
@@ -56,6 +60,7 @@ pub fn network_cores(command: &mut Command) -> Result<Option<CoreList>, Failure>
         ),
         Command::Link(args) => (&mut args.socket, None, None, args.peer.is_none()),
         Command::Baseline(_)
+        | Command::Certificate(_)
         | Command::Compare(_)
         | Command::Completions(_)
         | Command::Models(_)
@@ -335,13 +340,20 @@ pub fn source(bind: &str) -> Result<Source, Failure> {
         .map_err(|why| Failure::Setting(format!("--bind: {why}")))
 }
 
-/// Refuses to go off loopback without a token, unless the user said so aloud.
-pub fn demand_token(token: Option<&Token>, args: &TokenArgs, address: &str) -> Result<(), Failure> {
-    if token.is_some() || args.insecure {
+/// Refuses to go off loopback where neither a token nor TLS says who is who, unless the user said
+/// so aloud.
+pub fn demand_token(
+    token: Option<&Token>,
+    transport: &Transport,
+    args: &TokenArgs,
+    address: &str,
+) -> Result<(), Failure> {
+    if token.is_some() || transport.authenticates() || args.insecure {
         return Ok(());
     }
     Err(Failure::Setting(format!(
         "{address} is not on loopback and no token is set: give both nodes the same secret with \
-         --token-file or DISAGG_TOKEN, or say --insecure"
+         --token-file or DISAGG_TOKEN, or identities of their own with --tls-identity, or say \
+         --insecure"
     )))
 }

@@ -350,3 +350,22 @@ fn a_layer_to_damage_must_exist() {
         .run(&arguments)
         .fails(3, &["--corrupt-layer 3", "0 to 2"]);
 }
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_says_which_one_has_it() {
+    let place = Workplace::new();
+    let tls = ["--tls-identity", "us", "--tls-peer", "them"];
+    let serve = ["serve-decode", "--link-only", "--listen", "127.0.0.1:0"];
+    let commands = [
+        vec!["certificate", "--out", "us"],
+        vec!["link", "--tls"],
+        [&serve[..], &tls].concat(),
+        [&["link", "--peer", "127.0.0.1:1"][..], &tls].concat(),
+    ];
+    for arguments in commands {
+        let ended = Ended::of(place.command(&arguments));
+        ended.fails(3, &["this build has no TLS", "--features tls"]);
+    }
+    assert!(!place.path("us").exists());
+}

@@ -21,7 +21,7 @@ use disagg_bench::node::prefill::{Connection, Patience, Peer, PrefillNode};
 use disagg_bench::node::reception::Sessions;
 use disagg_bench::node::{self, Departure};
 use disagg_bench::wire::message::Introduction;
-use disagg_bench::wire::{Pace, Token};
+use disagg_bench::wire::{Pace, Token, Transport};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tiny_model::fault_proxy::{Fault, Passed, Place, pass_one};
@@ -66,6 +66,7 @@ impl Lab {
             loaded_bytes: None,
             introduction: introduction.clone(),
             token: Some(token()),
+            transport: Transport::Tcp,
             congestion_control: None,
             corrupt_layer: None,
             limits: Limits {
@@ -132,6 +133,7 @@ impl Lab {
         let peer = Peer {
             address: address.to_owned(),
             token: Some(token()),
+            transport: Transport::Tcp,
             congestion_control: None,
             streams: 1,
             source: None,

@@ -31,7 +31,7 @@ pub struct LimitArgs {
     /// Largest control message, such as the request with its prompt
     #[arg(long, default_value = "4MiB", value_name = "SIZE", value_parser = parse_size)]
     pub max_message: u64,
-    /// Time for a connection's handshake
+    /// Time for a connection's handshake, and as long before it for that of TLS
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds)]
     pub handshake_timeout: Duration,
     /// Longest silence between two requests, and between two pieces of a cache

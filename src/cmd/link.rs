@@ -21,6 +21,7 @@ use crate::node;
 use crate::node::observing::Watch;
 use crate::node::prefill::{Connection, Patience, Peer};
 use crate::node::probing::{CacheShape, filled, is_refusal, timed};
+use crate::preparation;
 use crate::terminal::{Task, Terminal};
 use crate::wire::MAX_PIECE_BYTES;
 use crate::wire::message::{Introduction, Probe};
@@ -39,12 +40,15 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
     let mut environment = Environment::capture(threads);
     environment.network_cores = network_cores.cloned();
     let introduction = node::introduction_for_link(&environment)?;
+    preparation::demand_peer(&args.identity, args.peer.as_deref())?;
+    let pair = args.tls.then(preparation::Pair::new).transpose()?;
     let congestion = args.socket.congestion_control.as_deref();
     let (mut peer, local) = match &args.peer {
         Some(address) => (
             remote_peer_with(
                 address,
                 &args.token,
+                &args.identity,
                 &args.socket,
                 &args.retry,
                 args.bind.as_deref(),
@@ -59,10 +63,15 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
                     .1
                     .as_ref(),
                 congestion_control: congestion,
+                tls: pair.as_ref().map(|pair| &pair.decode),
             })?;
+            let ours = pair
+                .as_ref()
+                .map(|pair| preparation::transport(&pair.prefill));
             let peer = Peer {
                 address: local.address()?,
                 token: None,
+                transport: ours.transpose()?.unwrap_or_default(),
                 congestion_control: congestion.map(str::to_owned),
                 streams: 1,
                 source: None,
@@ -201,6 +210,7 @@ impl Sweeping<'_> {
             limit: sentence(&causes),
             causes,
             interface,
+            transport: self.peer.transport.name().into(),
             left_out: std::mem::take(&mut self.left_out),
             observed,
             socket,

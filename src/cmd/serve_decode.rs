@@ -32,6 +32,7 @@ pub fn run(
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
     let token = preparation::token(&args.token)?;
+    let transport = preparation::transport(&args.tls)?;
     let runtime = super::runtime()?;
     // The port is taken before the model is loaded, so that a port in use costs nothing.
     let listener = runtime.block_on(socket::bind(&args.listen))?;
@@ -39,7 +40,8 @@ pub fn run(
         .local_addr()
         .context("cannot read the address back")?;
     if !socket::is_loopback(&address) {
-        preparation::demand_token(token.as_ref(), &args.token, &address.to_string())?;
+        let address = address.to_string();
+        preparation::demand_token(token.as_ref(), &transport, &args.token, &address)?;
     }
     let network_cores = args.socket.network_cores.as_ref();
     let mut environment = Environment::capture(threads);
@@ -76,6 +78,7 @@ pub fn run(
         limits: node_limits(limits),
         in_flight: InFlight::default(),
         token,
+        transport,
         congestion_control: args.socket.congestion_control.clone(),
         corrupt_layer: args.corrupt_layer,
         sessions: Sessions::default(),

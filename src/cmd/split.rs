@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::baseline::{self, Config};
-use crate::cli::{LinkArgs, RetryArgs, SocketArgs, SplitArgs, TokenArgs};
+use crate::cli::{LinkArgs, RetryArgs, SocketArgs, SplitArgs, TlsArgs, TokenArgs};
 use crate::cores;
 use crate::environment::{Environment, carrying_interface, same_bits_expected};
 use crate::experiment::{Remote, Way, check_cores, check_scene, continued};
@@ -20,7 +20,7 @@ use crate::preparation::{self, RUN_FILE};
 use crate::report::number::count;
 use crate::terminal::Terminal;
 use crate::wire::message::Introduction;
-use crate::wire::socket;
+use crate::wire::{Transport, socket};
 use crate::workload::PlainText;
 
 /// Runs both arms, against a decode node of its own unless a peer is given.
@@ -36,6 +36,7 @@ pub fn run(
         None => preparation::output_folder(args.run.out.as_deref(), "split")?,
     };
     let _claim = preparation::claim(&folder)?;
+    preparation::demand_peer(&args.link.tls, args.peer.as_deref())?;
     let kept_fit = kept_fit(&args.link)?;
     let decode_cores = args.decode_cores.as_ref();
     if let Some(cores) = decode_cores {
@@ -61,6 +62,7 @@ pub fn run(
                 cores: decode_cores,
                 network_cores: network_cores.as_ref(),
                 congestion_control: congestion,
+                tls: None,
             };
             let weights = args.model.weights;
             Some(LocalPeer::start(
@@ -107,6 +109,7 @@ pub fn run(
             (None, Some(child)) => Peer {
                 address: child.address()?,
                 token: None,
+                transport: Transport::Tcp,
                 congestion_control: congestion.map(str::to_owned),
                 streams: args.link.streams,
                 source: None,
@@ -210,6 +213,7 @@ pub(super) fn remote_peer(address: &str, link: &LinkArgs) -> anyhow::Result<Peer
     remote_peer_with(
         address,
         &link.token,
+        &link.tls,
         &link.socket,
         &link.retry,
         bind,
@@ -221,22 +225,25 @@ pub(super) fn remote_peer(address: &str, link: &LinkArgs) -> anyhow::Result<Peer
 pub(super) fn remote_peer_with(
     address: &str,
     token_args: &TokenArgs,
+    tls_args: &TlsArgs,
     socket_args: &SocketArgs,
     retry: &RetryArgs,
     bind: Option<&str>,
     streams: u32,
 ) -> anyhow::Result<Peer> {
     let token = preparation::token(token_args)?;
+    let transport = preparation::transport(tls_args)?;
     // An address that does not resolve gets its error from connecting.
     let on_loopback = (address.to_socket_addrs())
         .map(|mut all| all.all(|a| socket::is_loopback(&a)))
         .unwrap_or(true);
     if !on_loopback {
-        preparation::demand_token(token.as_ref(), token_args, address)?;
+        preparation::demand_token(token.as_ref(), &transport, token_args, address)?;
     }
     Ok(Peer {
         address: address.to_string(),
         token,
+        transport,
         congestion_control: socket_args.congestion_control.clone(),
         streams,
         source: bind.map(preparation::source).transpose()?,
@@ -266,13 +273,13 @@ pub(super) async fn connect<'a>(
 ) -> anyhow::Result<Remote<'a>> {
     let connection = Connection::open(peer, introduction).await?;
     if let Some(kept) = &kept_fit {
-        kept.check(connection.facts())?;
+        kept.check(connection.facts(), peer.transport.name())?;
     }
     // A decode node of another version may describe itself in other words; that is no reason to
     // refuse it, the wire version was checked.
     record.environment.decode = serde_json::from_value(connection.peer().environment.clone()).ok();
     record.link = Some(LinkRecord {
-        transport: "tcp".into(),
+        transport: peer.transport.name().into(),
         loopback: connection.facts().loopback,
         socket: connection.facts().clone(),
         tcp_info_before: connection.tcp_info(),

@@ -60,7 +60,7 @@ fn differences(then: &Record, now: &Record, prompts: &[Prompt]) -> Vec<String> {
             } else {
                 "a network"
             };
-            format!("{} over {over}", name.unwrap_or("TCP"))
+            format!("{}, {} over {over}", link.transport, name.unwrap_or("TCP"))
         };
         compare("link", socket(then), socket(now));
     }

@@ -33,6 +33,7 @@ pub fn sweep() -> Sweep {
             mss_bytes: Some(1_448),
         },
         interface: None,
+        transport: "tcp".into(),
         min_round_trip_us: 40.0,
         idle_gap_ms: Some(1000),
         ceiling_gbps: ceiling_gbps(&rows),

@@ -15,6 +15,7 @@ pub struct KeptFit {
     /// The file.
     pub origin: FitOrigin,
     socket: SocketFacts,
+    transport: String,
 }
 
 impl Sweep {
@@ -65,11 +66,13 @@ impl KeptFit {
             fit: fit.clone(),
             origin: FitOrigin::File(file.to_string()),
             socket: sweep.socket,
+            transport: sweep.transport,
         })
     }
 
-    /// Refuses a fit of another peer or another congestion control than the run's connection has.
-    pub fn check(&self, run: &SocketFacts) -> Result<(), Failure> {
+    /// Refuses a fit of another peer, another transport or another congestion control than the
+    /// run's connection has.
+    pub fn check(&self, run: &SocketFacts, transport: &str) -> Result<(), Failure> {
         let ip = |facts: &SocketFacts| facts.peer.ip().to_canonical().to_string();
         let control = |facts: &SocketFacts| {
             let name = facts.congestion_control.as_deref();
@@ -85,6 +88,7 @@ impl KeptFit {
         if !(self.socket.loopback && run.loopback) {
             differs("to", ip(&self.socket), ip(run))?;
         }
+        differs("over", self.transport.clone(), transport.to_owned())?;
         differs("with", control(&self.socket), control(run))
     }
 }

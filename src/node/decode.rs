@@ -43,7 +43,7 @@ use crate::wire::message::{
     Admit, Failed, Introduction, Join, NodeMemory, Open, OpenRole, Probe, Refuse, RefuseCode,
     Start, TokenMessage,
 };
-use crate::wire::{FrameReader, FrameWriter, Header, Kind, Session, Token, WireError};
+use crate::wire::{FrameReader, FrameWriter, Header, Kind, Session, Token, Transport, WireError};
 
 /// What a decode node needs to serve.
 pub struct DecodeNode {
@@ -57,6 +57,8 @@ pub struct DecodeNode {
     pub introduction: Introduction,
     /// Demanded of peers, if set.
     pub token: Option<Token>,
+    /// What its connections are made of.
+    pub transport: Transport,
     /// Congestion control to ask for.
     pub congestion_control: Option<String>,
     /// Negative control: flip a bit of this layer after its checksums were verified.

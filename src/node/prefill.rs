@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
@@ -29,7 +28,9 @@ use crate::model::cache_pool::{CachePool, Pooled};
 use crate::model::kv_int8::WireRows;
 use crate::wire::message::{Admit, Introduction, NodeMemory, Open, OpenRole, Probe, Receiving};
 use crate::wire::socket::{self, SocketFacts, TcpInfo};
-use crate::wire::{FrameReader, FrameWriter, Kind, Session, WireBytes, WireError};
+use crate::wire::{
+    FrameReader, FrameWriter, Kind, ReadHalf, Session, WireBytes, WireError, WriteHalf,
+};
 
 /// A connection that carried nothing for so long is tried before a request goes over it: what lies
 /// between may have forgotten it.
@@ -83,8 +84,8 @@ pub struct Probed {
 
 /// An open session with a decode node.
 pub struct Connection {
-    reader: FrameReader<OwnedReadHalf>,
-    writer: FrameWriter<OwnedWriteHalf>,
+    reader: FrameReader<ReadHalf>,
+    writer: FrameWriter<WriteHalf>,
     /// Further connections of the session; they carry pieces alone.
     joined: Vec<Joined>,
     session: Session,
@@ -103,8 +104,8 @@ pub struct Connection {
 
 /// A further connection of a session.
 pub(super) struct Joined {
-    pub(super) reader: FrameReader<OwnedReadHalf>,
-    pub(super) writer: FrameWriter<OwnedWriteHalf>,
+    pub(super) reader: FrameReader<ReadHalf>,
+    pub(super) writer: FrameWriter<WriteHalf>,
 }
 
 impl Connection {
@@ -146,19 +147,19 @@ impl Connection {
     pub fn tcp_infos(&self) -> Vec<TcpInfo> {
         let joined = self.joined.iter().map(|joined| &joined.reader);
         let readers = std::iter::once(&self.reader).chain(joined);
-        let infos = readers.map(|reader| socket::tcp_info(reader.inner().as_ref()));
+        let infos = readers.map(|reader| socket::tcp_info(&reader.inner().socket()));
         infos.collect::<Option<_>>().unwrap_or_default()
     }
 
     /// Send buffer of the first connection as the kernel has tuned it by now, in bytes.
     pub fn send_buffer_bytes(&self) -> Option<u64> {
-        let facts = socket::facts(self.reader.inner().as_ref()).ok()?;
+        let facts = socket::facts(&self.reader.inner().socket()).ok()?;
         Some(facts.send_buffer_bytes as u64)
     }
 
     /// The kernel's view of the first connection.
     pub fn tcp_info(&self) -> Option<TcpInfo> {
-        socket::tcp_info(self.reader.inner().as_ref())
+        socket::tcp_info(&self.reader.inner().socket())
     }
 
     /// Connections that carry pieces.

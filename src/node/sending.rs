@@ -11,7 +11,6 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -24,7 +23,8 @@ use crate::model::kv_int8::{WireRows, quantise};
 use crate::wire::handshake::HANDSHAKE_TIMEOUT;
 use crate::wire::message::{Done, Start, TokenMessage};
 use crate::wire::{
-    FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, PieceHeader, WireError,
+    FrameReader, FrameWriter, Header, Kind, MAX_PIECE_BYTES, PieceHeader, ReadHalf, WireError,
+    WriteHalf,
 };
 
 /// When the parts of a cache leave.
@@ -308,11 +308,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends over one connection what it takes from the queue, until there is no more.
-    async fn send(
-        &self,
-        stream: u32,
-        writer: &mut FrameWriter<OwnedWriteHalf>,
-    ) -> anyhow::Result<()> {
+    async fn send(&self, stream: u32, writer: &mut FrameWriter<WriteHalf>) -> anyhow::Result<()> {
         let mut quantised = Vec::new();
         while let Some(next) = self.queue.next(stream).await {
             match next {
@@ -349,7 +345,7 @@ impl<'a> Sender<'a> {
     async fn acknowledgements(
         &self,
         stream: u32,
-        reader: &mut FrameReader<OwnedReadHalf>,
+        reader: &mut FrameReader<ReadHalf>,
     ) -> anyhow::Result<()> {
         loop {
             let header = reader.read_header().await?;
@@ -391,7 +387,7 @@ impl<'a> Sender<'a> {
 /// Reads acknowledgements and tokens until the decode node is done. Gives DONE, the events and the
 /// tokens.
 pub(super) async fn receive(
-    reader: &mut FrameReader<OwnedReadHalf>,
+    reader: &mut FrameReader<ReadHalf>,
     mut answering: Answering,
     clock: Clock,
     progress: &Progress,
@@ -451,8 +447,8 @@ pub(super) async fn receive(
 /// until the decode node is done; `feed` fills the queue. Gives DONE, the events and the tokens.
 pub(super) async fn exchange(
     sender: &Sender<'_>,
-    reader: &mut FrameReader<OwnedReadHalf>,
-    writer: &mut FrameWriter<OwnedWriteHalf>,
+    reader: &mut FrameReader<ReadHalf>,
+    writer: &mut FrameWriter<WriteHalf>,
     joined: &mut [Joined],
     feed: impl Future<Output = anyhow::Result<()>>,
 ) -> anyhow::Result<(Done, Vec<Event>, Vec<u32>)> {

@@ -311,6 +311,13 @@ pub fn check_length(kind: Kind, payload_bytes: u64) -> Result<(), WireError> {
 pub fn check_prefix(bytes: &[u8]) -> Result<(), WireError> {
     let known = bytes.len().min(MAGIC.len());
     if bytes[..known] != MAGIC[..known] {
+        if bytes.starts_with(&TLS_HANDSHAKE) {
+            return Err(WireError::Auth(
+                "the peer began a TLS handshake and this node speaks plain TCP: give both nodes \
+                 --tls-identity and --tls-peer, or neither"
+                    .to_owned(),
+            ));
+        }
         return Err(WireError::BadMagic {
             looks_like: describe_stranger(bytes),
         });
@@ -327,6 +334,9 @@ pub fn check_prefix(bytes: &[u8]) -> Result<(), WireError> {
     Ok(())
 }
 
+/// First bytes of a TLS handshake, whose peer may be one of ours.
+const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
+
 fn describe_stranger(bytes: &[u8]) -> String {
     const HTTP: [&[u8]; 6] = [b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS ", b"PRI "];
     if HTTP.iter().any(|method| bytes.starts_with(method)) {
@@ -335,7 +345,7 @@ fn describe_stranger(bytes: &[u8]) -> String {
     for (start, name) in [
         (&b"HTTP/"[..], "an HTTP response"),
         (&b"SSH-"[..], "an SSH greeting"),
-        (&[0x16, 0x03][..], "a TLS handshake"),
+        (&[0x15, 0x03][..], "a TLS alert"),
     ] {
         if bytes.starts_with(start) {
             return name.to_owned();

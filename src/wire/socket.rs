@@ -5,10 +5,11 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockAddr, SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::time::timeout;
 
@@ -230,7 +231,7 @@ pub fn set_up(stream: &TcpStream, congestion: Option<&str>) -> Result<SocketFact
         .set_nodelay(true)
         .map_err(|error| socket_failed("setting TCP_NODELAY", error))?;
     notice_a_dead_peer(stream).map_err(|error| socket_failed("setting time-outs", error))?;
-    let (local, peer) = addresses(stream)?;
+    let (local, peer) = addresses(&SockRef::from(stream))?;
     let loopback = stays_here(local, peer);
     if let Some(name) = congestion {
         choose_congestion_control(stream, name).map_err(|error| {
@@ -258,18 +259,18 @@ fn notice_a_dead_peer(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// What the kernel says of a connection now.
-pub fn facts(stream: &TcpStream) -> Result<SocketFacts, WireError> {
-    let socket = SockRef::from(stream);
-    let (local, peer) = addresses(stream)?;
+pub fn facts(socket: &impl AsFd) -> Result<SocketFacts, WireError> {
+    let socket = SockRef::from(socket);
+    let (local, peer) = addresses(&socket)?;
     let sized =
         |size: io::Result<usize>| size.map_err(|e| socket_failed("reading a buffer size", e));
     Ok(SocketFacts {
         local,
         peer,
         loopback: stays_here(local, peer),
-        congestion_control: congestion_control(stream),
-        nodelay: stream
-            .nodelay()
+        congestion_control: congestion_control(&socket),
+        nodelay: socket
+            .tcp_nodelay()
             .map_err(|error| socket_failed("reading TCP_NODELAY", error))?,
         send_buffer_bytes: sized(socket.send_buffer_size())?,
         recv_buffer_bytes: sized(socket.recv_buffer_size())?,
@@ -277,9 +278,12 @@ pub fn facts(stream: &TcpStream) -> Result<SocketFacts, WireError> {
     })
 }
 
-fn addresses(stream: &TcpStream) -> Result<(SocketAddr, SocketAddr), WireError> {
-    let local = stream.local_addr();
-    let peer = stream.peer_addr();
+fn addresses(socket: &SockRef<'_>) -> Result<(SocketAddr, SocketAddr), WireError> {
+    let of_network = |address: io::Result<SockAddr>| {
+        (address?.as_socket()).ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+    };
+    let local = of_network(socket.local_addr());
+    let peer = of_network(socket.peer_addr());
     match (local, peer) {
         (Ok(local), Ok(peer)) => Ok((local, peer)),
         (Err(error), _) | (_, Err(error)) => Err(socket_failed("reading an address", error)),
@@ -307,15 +311,15 @@ fn choose_congestion_control(_stream: &TcpStream, _name: &str) -> io::Result<()>
 }
 
 #[cfg(target_os = "linux")]
-fn congestion_control(stream: &TcpStream) -> Option<String> {
-    let name = SockRef::from(stream).tcp_congestion().ok()?;
+fn congestion_control(socket: &SockRef<'_>) -> Option<String> {
+    let name = socket.tcp_congestion().ok()?;
     // The kernel pads the name with NULs.
     let name = name.split(|byte| *byte == 0).next()?;
     String::from_utf8(name.to_vec()).ok()
 }
 
 #[cfg(not(target_os = "linux"))]
-fn congestion_control(_stream: &TcpStream) -> Option<String> {
+fn congestion_control(_socket: &SockRef<'_>) -> Option<String> {
     None
 }
 
@@ -332,8 +336,8 @@ fn mss_bytes(_socket: &SockRef<'_>) -> Option<u32> {
 /// The kernel's counters of a connection; none off Linux, and none where the kernel fills in
 /// less than is read here (before 4.19), since zeros would look measured.
 #[cfg(target_os = "linux")]
-pub fn tcp_info(stream: &TcpStream) -> Option<TcpInfo> {
-    let (info, length_bytes) = linux::tcp_info(stream)?;
+pub fn tcp_info(socket: &impl AsFd) -> Option<TcpInfo> {
+    let (info, length_bytes) = linux::tcp_info(socket.as_fd())?;
     Some(TcpInfo {
         rtt_us: info.tcpi_rtt,
         rtt_var_us: info.tcpi_rttvar,
@@ -359,7 +363,7 @@ pub fn tcp_info(stream: &TcpStream) -> Option<TcpInfo> {
 
 /// The kernel's counters of a connection: none off Linux.
 #[cfg(not(target_os = "linux"))]
-pub fn tcp_info(_stream: &TcpStream) -> Option<TcpInfo> {
+pub fn tcp_info(_socket: &impl AsFd) -> Option<TcpInfo> {
     None
 }
 
@@ -371,9 +375,7 @@ mod linux {
     )]
 
     use std::mem::{MaybeUninit, offset_of, size_of};
-    use std::os::fd::AsRawFd;
-
-    use tokio::net::TcpStream;
+    use std::os::fd::{AsRawFd, BorrowedFd};
 
     /// The last field that is read lies below this offset.
     const NEEDED_BYTES: usize = offset_of!(libc::tcp_info, tcpi_bytes_retrans) + size_of::<u64>();
@@ -383,14 +385,14 @@ mod linux {
         offset_of!(libc::tcp_info, tcpi_snd_wnd) + size_of::<u32>();
 
     /// The counters and how many bytes of them the kernel filled in.
-    pub(super) fn tcp_info(stream: &TcpStream) -> Option<(libc::tcp_info, usize)> {
+    pub(super) fn tcp_info(socket: BorrowedFd<'_>) -> Option<(libc::tcp_info, usize)> {
         let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
         let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-        // SAFETY: the descriptor is open while `stream` is borrowed; the kernel writes at most
+        // SAFETY: the descriptor is open while `socket` is borrowed; the kernel writes at most
         // `length` bytes, the size of the buffer, and sets `length` to what it wrote.
         let result = unsafe {
             libc::getsockopt(
-                stream.as_raw_fd(),
+                socket.as_raw_fd(),
                 libc::IPPROTO_TCP,
                 libc::TCP_INFO,
                 info.as_mut_ptr().cast(),

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Abort, DRAINING, DecodeNode, Peer, Served};
-use crate::wire::handshake::refuse;
+use crate::wire::handshake::{REFUSAL_LINGER, refuse};
 use crate::wire::message::{self, Refuse, RefuseCode};
 use crate::wire::{FrameReader, FrameWriter, WireError, respond, socket};
 
@@ -59,7 +59,8 @@ pub async fn serve(
                             connections.spawn(serve_peer(node, stream, peer, watched));
                         }
                         Some((code, reason)) if refusals.len() < MAX_REFUSALS => {
-                            refusals.spawn(turn_away(stream, Refuse { code, reason }));
+                            let node = Arc::clone(&node);
+                            refusals.spawn(turn_away(node, stream, Refuse { code, reason }));
                         }
                         Some(_) => drop(stream),
                     }
@@ -76,8 +77,11 @@ pub async fn serve(
     }
 }
 
-async fn turn_away(stream: TcpStream, why: Refuse) {
-    let (read, write) = stream.into_split();
+async fn turn_away(node: Arc<DecodeNode>, stream: TcpStream, why: Refuse) {
+    // A peer that cannot even agree on TLS in this time has no need to know.
+    let Ok((read, write)) = node.transport.accept(stream, REFUSAL_LINGER).await else {
+        return;
+    };
     refuse(
         &mut FrameReader::new(read),
         &mut FrameWriter::new(write),
@@ -94,8 +98,8 @@ async fn serve_peer(
 ) {
     let outcome = async {
         socket::set_up(&stream, node.congestion_control.as_deref())?;
-        let (read, write) = stream.into_split();
         let limits = &node.limits;
+        let (read, write) = node.transport.accept(stream, limits.handshake).await?;
         let mut reader = FrameReader::new(read).limited(limits.pace, limits.frames);
         let mut writer = FrameWriter::new(write).paced(limits.pace);
         let (ours, token) = (&node.introduction, node.token.as_ref());

@@ -19,7 +19,7 @@ pub struct Limits {
     pub prompt_tokens: Option<u32>,
     /// Longest answer; none for the model's context.
     pub output_tokens: Option<u32>,
-    /// From a connection's start to its end of the handshake.
+    /// For the handshake, and as long before it for that of TLS.
     pub handshake: Duration,
     /// Longest silence of a peer that may send: between requests, and while its cache arrives.
     pub idle: Duration,

@@ -1,6 +1,7 @@
 //! Reaching a decode node: connections, the handshake on each, and trying again where nothing can
 //! have come of the attempt before.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -9,7 +10,9 @@ use super::{Connection, Joined};
 use crate::node::sending::{Patience, silence};
 use crate::wire::message::{Introduction, Join, RefuseCode};
 use crate::wire::socket::{self, SocketFacts};
-use crate::wire::{FrameReader, FrameWriter, Kind, Session, Source, Token, WireError, initiate};
+use crate::wire::{
+    FrameReader, FrameWriter, Kind, Session, Source, Token, Transport, WireError, initiate,
+};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,6 +27,8 @@ pub struct Peer {
     pub address: String,
     /// Proof that we may, if set.
     pub token: Option<Token>,
+    /// What connections are made of.
+    pub transport: Transport,
     /// Congestion control to ask for.
     pub congestion_control: Option<String>,
     /// Connections that carry pieces, at least one.
@@ -103,10 +108,9 @@ impl Connection {
 /// way out for another to take its place.
 fn may_pass(error: &WireError) -> bool {
     match error {
-        WireError::Connect(_)
-        | WireError::Io { .. }
-        | WireError::Closed
-        | WireError::ClosedAmid { .. } => true,
+        // Bytes that make no sense will make none later.
+        WireError::Io { error, .. } => error.kind() != ErrorKind::InvalidData,
+        WireError::Connect(_) | WireError::Closed | WireError::ClosedAmid { .. } => true,
         WireError::Refused { code, .. } => {
             matches!(code, RefuseCode::Busy | RefuseCode::Draining)
         }
@@ -123,9 +127,9 @@ async fn connect(
     let source = peer.source.as_ref();
     let (stream, facts) =
         socket::connect(&peer.address, CONNECT_TIMEOUT, congestion, source).await?;
-    let (read, write) = stream.into_split();
-    let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
     let (token, limit) = (peer.token.as_ref(), peer.patience.handshake);
+    let (read, write) = peer.transport.connect(stream, limit).await?;
+    let (mut reader, mut writer) = (FrameReader::new(read), FrameWriter::new(write));
     let session = initiate(&mut reader, &mut writer, ours, token, limit).await?;
     Ok((Joined { reader, writer }, session, facts))
 }

@@ -135,7 +135,7 @@ fn strangers_are_named() {
         (&b"GET / HTTP/1.1\r\n"[..], "an HTTP request"),
         (b"HTTP/1.1 400", "an HTTP response"),
         (b"SSH-2.0-x", "an SSH greeting"),
-        (b"\x16\x03\x01\x02\x00", "a TLS handshake"),
+        (b"\x15\x03\x03\x00\x02", "a TLS alert"),
         (b"\x00\x01", "bytes [00, 01]"),
     ] {
         let error = check_prefix(bytes).unwrap_err();

@@ -424,15 +424,21 @@ async fn another_version_is_refused_by_number_on_both_sides() {
 
 #[tokio::test]
 async fn strangers_get_no_answer() {
-    for (bytes, name) in [
-        (&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], "an HTTP request"),
-        (b"\x16\x03\x01", "a TLS handshake"),
-    ] {
-        let (error, answer) = respond_to(bytes, None).await;
-        assert!(matches!(&error, WireError::BadMagic { looks_like } if looks_like == name));
-        assert!(error.to_string().contains("check the address and the port"));
-        assert!(answer.is_empty());
-    }
+    let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    let (error, answer) = respond_to(request, None).await;
+    assert!(
+        matches!(&error, WireError::BadMagic { looks_like } if looks_like == "an HTTP request")
+    );
+    assert!(error.to_string().contains("check the address and the port"));
+    assert!(answer.is_empty());
+}
+
+#[tokio::test]
+async fn a_tls_handshake_is_answered_in_plain_so_that_its_peer_knows() {
+    let (error, answer) = respond_to(b"\x16\x03\x01\x02\x00", None).await;
+    assert!(matches!(&error, WireError::Auth(why) if why.contains("a TLS handshake")));
+    let header = Header::decode(answer[..HEADER_BYTES].try_into().unwrap()).unwrap();
+    assert_eq!(header.kind, Kind::Refuse);
 }
 
 #[tokio::test]
