@@ -15,8 +15,8 @@
 //! # Modules
 //!
 //! - [`cli`], [`config`]: what can be said, and what it amounts to with its origins.
-//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`] serve
-//!   them.
+//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`],
+//!   [`text_file`] serve them.
 //! - [`workload`]: where prompts come from.
 //! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
 //! - [`wire`]: frames, messages, handshake, sockets.
@@ -66,6 +66,7 @@ pub mod projection;
 pub mod report;
 pub mod stats;
 pub mod terminal;
+pub mod text_file;
 pub mod verdict;
 pub mod wire;
 pub mod workload;
