@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::metrics::figures::Figures;
+use crate::metrics::limits;
 use crate::metrics::summary::single_e2e_ms;
 use crate::metrics::{
     BaselineUse, Case, EventName, Record, RunInfo, SCHEMA_VERSION, write_atomically,
 };
 use crate::stats::Figure;
+use crate::text_file::{self, MAX_RECORD_BYTES};
 use crate::workload::Prompt;
 
 mod batch;
@@ -174,7 +176,7 @@ impl BaselineFile {
                 path.display()
             ))
         };
-        let text = std::fs::read_to_string(path).map_err(|e| unusable(e.to_string()))?;
+        let text = text_file::read(path, MAX_RECORD_BYTES).map_err(|e| unusable(e.to_string()))?;
         let value: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| unusable(format!("not JSON ({e})")))?;
         match value
@@ -188,7 +190,9 @@ impl BaselineFile {
             }
             None => return Err(unusable("it has no samples (the notebook's own?)".into()).into()),
         }
-        Ok(serde_json::from_value(value).map_err(|e| unusable(e.to_string()))?)
+        let file: Self = serde_json::from_value(value).map_err(|e| unusable(e.to_string()))?;
+        limits::check_cases(&file.cases).map_err(unusable)?;
+        Ok(file)
     }
 
     /// Why it cannot be compared with a run of these settings and prompts; empty if it can.

@@ -13,6 +13,7 @@ use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches};
 
 use crate::cli::{Cli, DEFAULT_PORT};
 use crate::metrics::{Origin, Setting};
+use crate::text_file::{self, MAX_CONFIGURATION_BYTES};
 
 /// File of settings that is read without being named.
 const TOML_FILE: &str = "disagg-bench.toml";
@@ -272,7 +273,7 @@ fn file_layers(
 
 fn read(path: &Path) -> Result<(String, String), ConfigError> {
     let file = path.display().to_string();
-    match std::fs::read_to_string(path) {
+    match text_file::read(path, MAX_CONFIGURATION_BYTES) {
         Ok(text) => Ok((file, text)),
         Err(error) => Err(ConfigError::Read {
             file,

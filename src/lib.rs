@@ -15,8 +15,8 @@
 //! # Modules
 //!
 //! - [`cli`], [`config`]: what can be said, and what it amounts to with its origins.
-//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`] serve
-//!   them.
+//! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`],
+//!   [`text_file`] serve them.
 //! - [`workload`]: where prompts come from.
 //! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
 //! - [`wire`]: frames, messages, handshake, sockets, TLS where the feature `tls` is on.
@@ -39,9 +39,9 @@
 //! # Unsafe code
 //!
 //! Denied, but for: `model::kv_cache` (disjoint ranges of one buffer), `model::parallel` (rows of
-//! one buffer on several threads), `model::attention` (gemm takes pointers), `model::packed`
-//! (instructions that a machine may not have), `wire::socket` (`getsockopt`), and one call in `main`
-//! (environment variables before threads exist).
+//! one buffer on several threads), `model::attention::blocks` (gemm takes pointers),
+//! `model::packed::x86` (instructions that a machine may not have), `wire::socket` (`getsockopt`),
+//! and one call in `main` (environment variables before threads exist). A test keeps this list true.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -66,6 +66,7 @@ pub mod projection;
 pub mod report;
 pub mod stats;
 pub mod terminal;
+pub mod text_file;
 pub mod verdict;
 pub mod wire;
 pub mod workload;

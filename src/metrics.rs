@@ -8,6 +8,7 @@ pub mod changes;
 pub mod clock;
 pub mod figures;
 pub mod interference;
+pub(crate) mod limits;
 mod lossy;
 mod observed;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, NetworkInterface};
 use crate::link::{Fit, FitOrigin};
+use crate::text_file::{self, MAX_RECORD_BYTES};
 use crate::wire::message::{KvDtype, WireDtype};
 use crate::wire::socket::{SocketFacts, TcpInfo};
 
@@ -595,9 +597,9 @@ impl std::fmt::Display for Agreement {
 }
 
 impl Record {
-    /// Reads a record, refusing other schema versions.
+    /// Reads a record, refusing other schema versions and numbers that nobody measured.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
+        let text = text_file::read(path, MAX_RECORD_BYTES)
             .with_context(|| format!("cannot read the run file {}", path.display()))?;
         #[derive(Deserialize)]
         struct Version {
@@ -616,7 +618,10 @@ impl Record {
             path.display(),
             version.schema_version,
         );
-        serde_json::from_str(&text).with_context(not_a_run)
+        let record: Self = serde_json::from_str(&text).with_context(not_a_run)?;
+        limits::check(&record)
+            .map_err(|why| anyhow::anyhow!("{} cannot be used: {why}", path.display()))?;
+        Ok(record)
     }
 
     /// Writes the record atomically: a reader sees the old file or the new one.

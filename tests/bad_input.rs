@@ -3,7 +3,7 @@
 
 mod tiny_model;
 
-use candle_core::quantized::gguf_file::Value;
+use candle_core::quantized::gguf_file::{Content, Value};
 use tiny_model::{Ended, TinyModel, Workplace};
 
 /// A request that takes no time.
@@ -94,7 +94,8 @@ fn a_damaged_length_in_a_model_is_refused() {
 #[test]
 fn a_model_of_a_kind_that_this_build_does_not_run_is_refused() {
     let text = |text: &str| Value::String(text.into());
-    let cases: [(&str, Value, &[&str]); 10] = [
+    let texts = |all: &[&str]| Value::Array(all.iter().map(|one| text(one)).collect());
+    let cases: [(&str, Value, &[&str]); 15] = [
         (
             "general.architecture",
             text("mamba"),
@@ -141,6 +142,27 @@ fn a_model_of_a_kind_that_this_build_does_not_run_is_refused() {
             Value::U32(9_999),
             &["eos_token_id is 9999"],
         ),
+        ("general.alignment", Value::U32(0), &["alignment is 0"]),
+        (
+            "llama.rope.freq_base",
+            Value::F32(f32::NAN),
+            &["rotary base NaN", "finite"],
+        ),
+        (
+            "tokenizer.ggml.tokens",
+            Value::Array(Vec::new()),
+            &["has 0 tokens"],
+        ),
+        (
+            "tokenizer.ggml.merges",
+            texts(&["t h", "in g"]),
+            &["merge \"in g\"", "vocabulary lacks"],
+        ),
+        (
+            "tokenizer.ggml.merges",
+            texts(&["th"]),
+            &["merge \"th\" has no two parts"],
+        ),
     ];
     for (key, value, parts) in cases {
         let metadata = vec![(key, value)];
@@ -170,6 +192,25 @@ fn an_unknown_quantization_is_refused() {
 }
 
 #[test]
+fn tensors_that_share_their_bytes_are_refused() {
+    let place = Workplace::new();
+    let mut model = std::fs::read(place.path("tiny.gguf")).unwrap();
+    let content = Content::read(&mut std::io::Cursor::new(&model)).unwrap();
+    let mut largest_bytes = 0;
+    for (name, info) in &content.tensor_infos {
+        let at = model.windows(name.len()).position(|w| w == name.as_bytes());
+        // Behind the name: the number of dimensions, the dimensions, the format, the offset.
+        let offset = at.unwrap() + name.len() + 4 + info.shape.rank() * 8 + 4;
+        model[offset..offset + 8].fill(0);
+        largest_bytes = largest_bytes.max(info.shape.elem_count() * 4);
+    }
+    model.truncate(content.tensor_data_offset as usize + largest_bytes);
+    place.file("shared.gguf", model);
+    let command = place.command(&["baseline", "--model", "shared.gguf"]);
+    Ended::of(command).fails(3, &["shared.gguf", "overlap"]);
+}
+
+#[test]
 fn a_chat_template_that_fails_names_the_prompt() {
     let broken = Value::String("{{ raise_exception('no such role') }}".into());
     let place = Workplace::with(&TinyModel {
@@ -181,6 +222,21 @@ fn a_chat_template_that_fails_names_the_prompt() {
     place
         .run(&[&["baseline", "--raw"], &SHORT[..]].concat())
         .exits(0);
+}
+
+#[test]
+fn a_chat_template_that_never_ends_is_given_up() {
+    let loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let doubles = "{% set ns = namespace(s='x') %}{% for i in range(60) %}\
+                   {% set ns.s = ns.s ~ ns.s %}{% endfor %}";
+    for endless in [loops, doubles] {
+        let place = Workplace::with(&TinyModel {
+            metadata: vec![("tokenizer.chat_template", Value::String(endless.into()))],
+            ..TinyModel::default()
+        });
+        let ended = place.run(&[&["baseline"], &SHORT[..]].concat());
+        ended.fails(3, &["chat template", "prompt-1", "fuel"]);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::{Fit, FitOrigin, Sweep};
 use crate::failure::Failure;
 use crate::metrics::SCHEMA_VERSION;
+use crate::text_file::{self, MAX_RECORD_BYTES};
 use crate::wire::socket::SocketFacts;
 
 /// The fit of a run's number of streams, from a file.
@@ -27,7 +28,7 @@ impl Sweep {
                 path.display()
             ))
         };
-        let text = std::fs::read_to_string(path).map_err(|e| unusable(e.to_string()))?;
+        let text = text_file::read(path, MAX_RECORD_BYTES).map_err(|e| unusable(e.to_string()))?;
         Self::parse(&text).map_err(unusable)
     }
 
@@ -43,7 +44,10 @@ impl Sweep {
             }
             _ => {}
         }
-        serde_json::from_str(text).map_err(|error| format!("not what `link` writes ({error})"))
+        let sweep: Self = serde_json::from_str(text)
+            .map_err(|error| format!("not what `link` writes ({error})"))?;
+        sweep.fits.iter().try_for_each(Fit::check)?;
+        Ok(sweep)
     }
 }
 

@@ -65,7 +65,8 @@ impl Decoder {
         let (hidden, inner) = (shape.hidden, shape.feed_forward);
         let q_rows = shape.n_heads * shape.head_dim;
         let kv_rows = shape.n_kv_heads * shape.head_dim;
-        let mut layers = Vec::with_capacity(shape.n_layers);
+        // The file names their number; each is there only if its tensors are.
+        let mut layers = Vec::new();
         for i in 0..shape.n_layers {
             let name = |part: &str| format!("blk.{i}.{part}.weight");
             for unsupported in ["attn_q.bias", "attn_q_norm.weight"] {

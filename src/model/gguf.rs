@@ -1,14 +1,17 @@
 //! A GGUF file opened for reading: typed metadata, tensors with checked shapes.
 //!
-//! The container format is candle's; what is added here is that every answer is checked and
-//! every refusal says what was found and what was wanted.
+//! The container format is candle's; what is added here is that the header is looked through
+//! before candle trusts it, every answer is checked, and every refusal says what was found and what
+//! was wanted.
+
+mod header;
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Seek};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::ModelError;
@@ -21,7 +24,8 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Reads the header and checks that every tensor lies inside the file.
+    /// Reads the header and checks that every tensor lies inside the file, and all of them side by
+    /// side.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let unreadable = |why: String| ModelError::Gguf {
             path: path.to_path_buf(),
@@ -33,20 +37,22 @@ impl Gguf {
             .map_err(|e| unreadable(e.to_string()))?
             .len();
         let mut reader = BufReader::new(file);
+        header::check(&mut reader, file_bytes).map_err(|why| {
+            unreadable(format!(
+                "{why}: the file is truncated, damaged, or of a format that this build does not know"
+            ))
+        })?;
+        reader.rewind().map_err(|e| unreadable(e.to_string()))?;
         let content = Content::read(&mut reader).map_err(|e| {
             unreadable(format!(
                 "{e}: the file is truncated, damaged, or of a format that this build does not know"
             ))
         })?;
+        let mut tensor_bytes = 0u64;
         for (name, info) in &content.tensor_infos {
-            let elements = (info.shape.dims().iter())
-                .try_fold(1u64, |n, &d| n.checked_mul(d as u64))
-                .filter(|n| n.is_multiple_of(info.ggml_dtype.block_size() as u64));
-            let end = elements.and_then(|n| {
-                (n / info.ggml_dtype.block_size() as u64)
-                    .checked_mul(info.ggml_dtype.type_size() as u64)?
-                    .checked_add(info.offset)?
-                    .checked_add(content.tensor_data_offset)
+            let bytes = bytes_of(info);
+            let end = bytes.and_then(|bytes| {
+                (bytes.checked_add(info.offset)?).checked_add(content.tensor_data_offset)
             });
             if end.is_none_or(|end| end > file_bytes) {
                 return Err(unreadable(format!(
@@ -55,6 +61,14 @@ impl Gguf {
                     info.shape.dims()
                 )));
             }
+            tensor_bytes = tensor_bytes.saturating_add(bytes.unwrap_or(0));
+        }
+        // Else a small file could ask for any amount of memory.
+        if tensor_bytes > file_bytes {
+            return Err(unreadable(format!(
+                "its tensors have {tensor_bytes} bytes together, the file has {file_bytes}: they \
+                 overlap, the file is damaged, fetch it again"
+            )));
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -199,4 +213,15 @@ impl Gguf {
             .and_then(|t| t.to_vec1::<f32>())
             .map_err(|e| self.error(format!("tensor {name}: {e}")))
     }
+}
+
+/// Size of a tensor in the file; `None` where its shape makes no whole blocks or overflows.
+fn bytes_of(info: &TensorInfo) -> Option<u64> {
+    let block_size = info.ggml_dtype.block_size() as u64;
+    let mut dimensions = info.shape.dims().iter();
+    let elements = dimensions.try_fold(1u64, |n, &d| n.checked_mul(d as u64))?;
+    let blocks = elements
+        .is_multiple_of(block_size)
+        .then_some(elements / block_size)?;
+    blocks.checked_mul(info.ggml_dtype.type_size() as u64)
 }

@@ -7,15 +7,21 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::text_file::{self, MAX_CONFIGURATION_BYTES};
+
 /// The table, with the source of every line.
 const TABLE: &str = include_str!("model_shapes.json");
 
 /// Bytes of an element of the caches in the table.
 const ELEMENT_BYTES: u64 = 2;
 
-/// Far above any real model, and low enough that no product of these overflows.
+/// Far above any real model.
 const MAX_LAYERS: u64 = 10_000;
 const MAX_WIDTH: u64 = 1 << 20;
+
+/// Most elements that a layer keeps of a token, times the longest prompt and the widest element
+/// still a count of bytes: GPT-3, which shares no heads, keeps 24,576.
+const MAX_ROW_ELEMENTS: u64 = 1 << 20;
 
 /// Where Gemma 3 has a full layer unless its file says otherwise: every sixth.
 const GEMMA3_PATTERN: u64 = 6;
@@ -85,7 +91,7 @@ impl PublishedShape {
 
     /// What a `config.json` of a hub's model says. The error tells what was found and wanted.
     pub fn of_config(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+        let text = text_file::read(path, MAX_CONFIGURATION_BYTES).map_err(|e| e.to_string())?;
         let config: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
         let folder = path.parent().and_then(Path::file_name);
         let name = folder.map_or("config.json".into(), |f| f.to_string_lossy().into_owned());
@@ -107,7 +113,7 @@ impl Config<'_> {
             Some(_) => (None, None),
             None => (Some(self.kv_heads()?), Some(self.head_dim()?)),
         };
-        Ok(PublishedShape {
+        let shape = PublishedShape {
             model,
             layers_full: (layers - sliding) as u32,
             layers_sliding: sliding as u32,
@@ -116,7 +122,13 @@ impl Config<'_> {
             head_dim,
             kv_lora_rank: latent,
             qk_rope_head_dim: self.count("qk_rope_head_dim", MAX_WIDTH)?,
-        })
+        };
+        match shape.row_elements() {
+            1..=MAX_ROW_ELEMENTS => Ok(shape),
+            other => Err(format!(
+                "a layer keeps {other} elements of a token, wanted 1 to {MAX_ROW_ELEMENTS}"
+            )),
+        }
     }
 
     fn kv_heads(&self) -> Result<u64, String> {
@@ -283,6 +295,14 @@ mod tests {
             (
                 r#"{"num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"]}"#,
                 "only full_attention and sliding_attention are known",
+            ),
+            (
+                r#"{"num_hidden_layers": 2, "num_key_value_heads": 1024, "head_dim": 1024}"#,
+                "keeps 2097152 elements of a token",
+            ),
+            (
+                r#"{"num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 4}"#,
+                "keeps 0 elements of a token",
             ),
         ] {
             let error = config(text).unwrap_err();

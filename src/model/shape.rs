@@ -14,6 +14,10 @@ pub const ARCHITECTURES: &[&str] = &["llama"];
 /// product of three of them overflows.
 const MAX_COUNT: u64 = 1 << 20;
 
+/// Most entries of the table of rotary positions, a gigabyte: a context of a million tokens with a
+/// head of 256.
+const MAX_ROPE_ENTRIES: usize = 1 << 28;
+
 /// Sizes and constants of a decoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
@@ -74,6 +78,13 @@ impl ModelShape {
         {
             return Err(gguf.error("scaled rotary positions are not supported yet"));
         }
+        let vocabulary = gguf.texts("tokenizer.ggml.tokens")?.len();
+        let context_tokens = count("context_length")?;
+        let rope_base = match gguf.has(&key("rope.freq_base")) {
+            true => gguf.float(&key("rope.freq_base"))?,
+            false => 10_000.0,
+        };
+        let norm_eps = gguf.float(&key("attention.layer_norm_rms_epsilon"))?;
         let problem = if !n_heads.is_multiple_of(n_kv_heads) {
             Some(format!(
                 "{n_heads} query heads cannot share {n_kv_heads} K/V heads"
@@ -81,6 +92,20 @@ impl ModelShape {
         } else if head_dim == 0 || !head_dim.is_multiple_of(2) || rope_dim != head_dim {
             Some(format!(
                 "head width {head_dim} with rotary width {rope_dim}: wanted equal and even"
+            ))
+        } else if vocabulary == 0 || vocabulary as u64 > MAX_COUNT {
+            Some(format!(
+                "tokenizer.ggml.tokens has {vocabulary} tokens, wanted 1 to {MAX_COUNT}"
+            ))
+        } else if context_tokens * head_dim > MAX_ROPE_ENTRIES {
+            Some(format!(
+                "a context of {context_tokens} tokens with heads of width {head_dim}: wanted no \
+                 more than {MAX_ROPE_ENTRIES} of both together"
+            ))
+        } else if !(rope_base.is_finite() && rope_base > 0.0 && norm_eps.is_finite()) {
+            Some(format!(
+                "rotary base {rope_base} and norm epsilon {norm_eps}: wanted finite ones, the base \
+                 above 0"
             ))
         } else {
             None
@@ -95,13 +120,10 @@ impl ModelShape {
             n_heads,
             n_kv_heads,
             head_dim,
-            vocabulary: gguf.texts("tokenizer.ggml.tokens")?.len(),
-            context_tokens: count("context_length")?,
-            rope_base: match gguf.has(&key("rope.freq_base")) {
-                true => gguf.float(&key("rope.freq_base"))?,
-                false => 10_000.0,
-            },
-            norm_eps: gguf.float(&key("attention.layer_norm_rms_epsilon"))?,
+            vocabulary,
+            context_tokens,
+            rope_base,
+            norm_eps,
         })
     }
 

@@ -22,6 +22,10 @@ pub const PRE_TOKENIZERS: &[&str] = &["gpt-2", "smollm"];
 /// GGUF's token types that must never be split: control and user-defined.
 const WHOLE_TOKEN_TYPES: [i64; 2] = [3, 4];
 
+/// What rendering a chat template may cost, in instructions or 64 bytes each: a template is a
+/// program out of a file, and may loop. A conversation of a megabyte takes less than a tenth.
+const TEMPLATE_FUEL: u64 = 1 << 21;
+
 /// Tokenizer and chat template of a model.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -52,9 +56,16 @@ impl Tokenizer {
         let vocabulary: Vocab = (tokens.iter().enumerate())
             .map(|(id, text)| (text.to_string(), id as u32))
             .collect();
+        // The crate panics at a merge that gives more than the longest token.
+        let has_all = |a: &str, b: &str| {
+            [a, b, &format!("{a}{b}")].map(|token| vocabulary.contains_key(token)) == [true; 3]
+        };
         let merges = (gguf.texts("tokenizer.ggml.merges")?.iter())
             .map(|merge| match merge.split_once(' ') {
-                Some((a, b)) => Ok((a.to_string(), b.to_string())),
+                Some((a, b)) if has_all(a, b) => Ok((a.to_string(), b.to_string())),
+                Some(_) => Err(gguf.error(format!(
+                    "tokenizer merge {merge:?} is of tokens, or gives one, that the vocabulary lacks"
+                ))),
                 None => Err(gguf.error(format!("tokenizer merge {merge:?} has no two parts"))),
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -135,6 +146,7 @@ impl Tokenizer {
             .build()
             .map_err(|e| ModelError::ChatTemplate(e.to_string()))?;
         environment.set_syntax(syntax);
+        environment.set_fuel(Some(TEMPLATE_FUEL));
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> Result<(), _> {
