@@ -4,6 +4,7 @@
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
 use disagg_bench::baseline::{self, BaselineFile};
@@ -38,6 +39,9 @@ const INTERFERENCE: &str = include_str!("../corpus/runs/interference.json");
 const SWEEP: &str = include_str!("../corpus/sweeps/loopback.json");
 /// A baseline file.
 const BASELINE: &str = include_str!("../corpus/baselines/tiny.json");
+
+/// Longest that a side of the handshake waits: all of a peer's bytes are there at once.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Positions for which a model's answer is computed.
 const PROMPT: [u32; 3] = [0, 1, 2];
@@ -146,9 +150,9 @@ fn meet(bytes: &[u8]) {
         for token in [None, Some(&token)] {
             let new = || (FrameReader::new(bytes), FrameWriter::new(tokio::io::sink()));
             let (mut reader, mut writer) = new();
-            let _ = initiate(&mut reader, &mut writer, &ours, token).await;
+            let _ = initiate(&mut reader, &mut writer, &ours, token, PATIENCE).await;
             let (mut reader, mut writer) = new();
-            let _ = respond(&mut reader, &mut writer, &ours, token).await;
+            let _ = respond(&mut reader, &mut writer, &ours, token, PATIENCE).await;
         }
         let _ = read_all(FrameReader::new(bytes)).await;
     });
@@ -394,7 +398,7 @@ pub fn sweeps(bytes: &[u8]) {
     };
     let _ = sweep.to_terminal();
     if let Ok(kept) = KeptFit::read(&path, 1) {
-        let _ = kept.check(&sweep.socket);
+        let _ = kept.check(&sweep.socket, "tcp");
     }
     let sound = file("sound.json", RUN.as_bytes());
     let (fit, out) = (text(&path), folder().join("out"));

@@ -14,6 +14,7 @@ use crate::metrics::Record;
 use crate::preparation::{RUN_FILE, output_folder, writable_folder};
 use crate::report::{self, Named};
 use crate::terminal::Terminal;
+use crate::text_file::{self, MAX_RECORD_BYTES};
 
 /// Reads the runs and writes their report.
 pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
@@ -49,7 +50,7 @@ pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
 fn only_sweep(paths: &[PathBuf]) -> Result<Option<Sweep>, Failure> {
     for path in paths {
         // What cannot be read is said where runs are read.
-        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let text = text_file::read(path, MAX_RECORD_BYTES).unwrap_or_default();
         let Ok(Kind { fits: Some(_) }) = serde_json::from_str(&text) else {
             continue;
         };

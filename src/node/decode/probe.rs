@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::admission::take_cache;
 use super::answer::Answer;
-use super::{Abort, Peer, take_cache};
+use super::{Abort, Peer};
 use crate::environment::{current_core, thread_cpu_time};
 use crate::metrics::{Finish, Node};
 use crate::model::cache_pool::{CachePool, Pooled};
