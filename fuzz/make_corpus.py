@@ -269,6 +269,12 @@ def records():
     put("baselines", "tiny.json", baseline)
     for choice in range(4):
         put("run_values", str(choice), bytes([choice]) + bytes(range(9)))
+    # Found by the fuzzer: a last token before the first one.
+    put("run_values", "backwards", bytes.fromhex("97999999999999190708"))
+    # And a row of a sweep that took less than no time, which no cost can be fitted to.
+    put("run_values", "negative", bytes.fromhex("01ae0602ae06"))
+    sweep["rows"][1]["transfer_ms"]["median"] = -1
+    put("sweeps", "negative.json", sweep)
 
 
 wire()

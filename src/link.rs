@@ -19,6 +19,7 @@ pub use limit::{Evidence, Observed, Totals, causes};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::NetworkInterface;
+use crate::metrics::limits;
 use crate::stats::Figure;
 use crate::wire::Transport;
 use crate::wire::socket::SocketFacts;
@@ -148,6 +149,28 @@ pub struct Sweep {
 /// What carried a sweep from before there was TLS.
 fn plain_tcp() -> String {
     Transport::Tcp.name().into()
+}
+
+impl Sweep {
+    /// Says which number of a sweep that was read no link has.
+    fn check(&self) -> Result<(), String> {
+        limits::is_amount("min_round_trip_us", self.min_round_trip_us)?;
+        limits::is_amount("ceiling_gbps", self.ceiling_gbps)?;
+        for row in &self.rows {
+            let times = &row.times;
+            let after_idle = times.after_idle_ns.iter().chain(&times.more_after_idle_ns);
+            let times = times
+                .warm_ns
+                .iter()
+                .chain(after_idle)
+                .chain([&times.cold_ns]);
+            limits::all_at_most("a time of a row in ns", times.copied())?;
+            limits::all_at_most("bytes or pieces of a row", [row.bytes, row.pieces])?;
+            limits::figure(&row.transfer_ms)?;
+            limits::figure(&row.gbps)?;
+        }
+        self.fits.iter().try_for_each(Fit::check)
+    }
 }
 
 /// Highest median rate.

@@ -394,9 +394,12 @@ pub struct Sample {
     #[serde(default)]
     pub idle_before_ns: Option<u64>,
     /// The most other requests that the decode node had at any moment of this one; null where it
-    /// took no part. Earlier records have those when it was admitted.
-    #[serde(default, alias = "waiting_ahead")]
+    /// took no part.
+    #[serde(default)]
     pub others_in_flight: Option<u32>,
+    /// In records of earlier builds alone, instead: those when this one was admitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_ahead: Option<u32>,
     /// How often the connection was tried right before this request until it was open; null where
     /// one was kept from the request before.
     #[serde(default)]
@@ -648,10 +651,17 @@ impl Record {
     }
 }
 
-/// Writes a file under a temporary name in the same folder and renames it.
+/// Writes a file under a temporary name in the same folder and renames it. A device or a pipe is
+/// written to: it must not be replaced by a file.
 pub fn write_atomically(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     use std::io::Write;
     let cannot = || format!("cannot write {}", path.display());
+    if path
+        .metadata()
+        .is_ok_and(|there| !there.is_file() && !there.is_dir())
+    {
+        return std::fs::write(path, content).with_context(cannot);
+    }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

@@ -425,3 +425,21 @@ fn a_build_without_tls_says_which_one_has_it() {
     }
     assert!(!place.path("us").exists());
 }
+
+#[test]
+fn a_result_goes_into_a_pipe_and_does_not_take_its_place() {
+    use std::os::unix::fs::FileTypeExt;
+    let place = Workplace::new();
+    let pipe = place.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    let what_if = ["project", "--model", "llama-3.1-8b", "--prompt", "512"];
+    let rest = ["--prefill-tokens-per-s", "1000", "-o", "pipe"];
+    Ended::of(place.command(&[&what_if[..], &rest].concat())).exits(0);
+    assert!(reader.join().unwrap().contains("512 prompt tokens"));
+    assert!(pipe.metadata().unwrap().file_type().is_fifo());
+}

@@ -433,6 +433,8 @@ fn a_decode_node_that_comes_back_between_requests_is_found_again() {
     wait_for_samples(&place);
     node.process.signal("KILL");
     node.process.wait();
+    // Time for the run to find nobody there: its requests take milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(500));
     let mut again = place.on_model(&["serve-decode", "--listen", &address]);
     again.env("RAYON_NUM_THREADS", "1");
     let again = DecodeNode::start(again);

@@ -96,7 +96,11 @@ pub(super) fn others_in_flight(record: &Record) -> Option<String> {
             (admitted as usize).saturating_sub(ours)
         });
     let measured = samples().filter(|s| s.is_measured());
-    let met = measured.filter(|s| s.others_in_flight.is_some_and(|others| others > 0));
+    let met = measured.filter(|s| {
+        s.others_in_flight
+            .or(s.waiting_ahead)
+            .is_some_and(|others| others > 0)
+    });
     let seen = |n: usize| Some(n).filter(|n| *n > 0);
     let admitted =
         seen(foreign.sum()).map(|n| format!("admitted {} of others", count(n, "request")));

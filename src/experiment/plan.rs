@@ -96,6 +96,7 @@ pub(super) fn sample_of(
         choice: None,
         idle_before_ns: None,
         others_in_flight: None,
+        waiting_ahead: None,
         connect_attempts: None,
         kv_dtype: plan.kv_dtype.into(),
         wire_dtype: wire_rows.map(|rows| wire_dtype(rows, plan.kv_dtype)),

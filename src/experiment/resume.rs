@@ -177,11 +177,18 @@ pub(super) fn is_measured(samples: &[Sample], way: Way, repeat: u32) -> bool {
 mod tests {
     use super::*;
     use crate::metrics::{Origin, Setting};
-    use crate::report::fixture::record;
+    use crate::report::fixture;
+
+    /// A run that was stopped before its first prompt.
+    fn empty() -> Record {
+        let mut record = fixture::record(Vec::new());
+        record.prompt_set_digest = None;
+        record
+    }
 
     #[test]
     fn the_same_run_goes_on_with_all_that_it_has() {
-        let fresh = record(Vec::new());
+        let fresh = empty();
         let mut interrupted = fresh.clone();
         interrupted.run.status = Status::Interrupted;
         interrupted.run.started_at = "2026-01-01T00:00:00Z".into();
@@ -222,7 +229,7 @@ mod tests {
             }),
             ("decode node's description", |r| r.environment.decode = None),
         ];
-        let then = record(Vec::new());
+        let then = empty();
         for (wanted, change) in changes {
             let mut now = then.clone();
             change(&mut now);

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Row;
-use crate::metrics::limits::is_figure;
+use crate::metrics::limits::is_amount;
 
 /// Share of the smallest transfer that its bytes take at least: what is fixed and what is the
 /// bytes' cannot be told apart to the last microsecond.
@@ -158,18 +158,13 @@ impl Fit {
 
     /// Says which number of a fit that was read no link has.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let sizes = self.sizes.iter().chain(&self.after_idle);
-        let costs = [self.alpha_us, self.overhead_us_per_piece].into_iter();
-        if (costs.chain(sizes.map(|size| size.wire_ms))).any(|cost| cost < 0.0) {
-            return Err("a cost of its fit is below 0".to_owned());
-        }
-        is_figure("alpha_us", self.alpha_us)?;
-        is_figure("overhead_us_per_piece", self.overhead_us_per_piece)?;
-        is_figure("beta_gbps", self.beta_gbps.unwrap_or(0.0))?;
-        is_figure("worst_residual_pct", self.worst_residual_pct)?;
-        is_figure("held_out_error_pct", self.held_out_error_pct.unwrap_or(0.0))?;
+        is_amount("alpha_us", self.alpha_us)?;
+        is_amount("overhead_us_per_piece", self.overhead_us_per_piece)?;
+        is_amount("beta_gbps", self.beta_gbps.unwrap_or(0.0))?;
+        is_amount("worst_residual_pct", self.worst_residual_pct)?;
+        is_amount("held_out_error_pct", self.held_out_error_pct.unwrap_or(0.0))?;
         let mut sizes = self.sizes.iter().chain(&self.after_idle);
-        sizes.try_for_each(|size| is_figure("wire_ms", size.wire_ms))
+        sizes.try_for_each(|size| is_amount("wire_ms", size.wire_ms))
     }
 
     /// Time from the first piece offered to the last one acknowledged, in ns, over warm

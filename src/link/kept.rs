@@ -46,7 +46,7 @@ impl Sweep {
         }
         let sweep: Self = serde_json::from_str(text)
             .map_err(|error| format!("not what `link` writes ({error})"))?;
-        sweep.fits.iter().try_for_each(Fit::check)?;
+        sweep.check()?;
         Ok(sweep)
     }
 }

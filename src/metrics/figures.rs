@@ -114,8 +114,8 @@ impl Figures {
             .map(|w| w[1].saturating_sub(w[0]))
             .collect();
         if let (Some(e2e), Some(ttft)) = (figures.e2e_ns, figures.ttft_ns) {
-            figures.tpot_ns =
-                (tokens.len() > 1).then(|| (e2e - ttft) as f64 / (tokens.len() - 1) as f64);
+            figures.tpot_ns = (tokens.len() > 1)
+                .then(|| e2e.saturating_sub(ttft) as f64 / (tokens.len() - 1) as f64);
             figures.tokens_per_s = (e2e > 0).then(|| tokens.len() as f64 / (e2e as f64 / 1e9));
         }
         let prefill_clock = match sample.arm {
@@ -132,7 +132,8 @@ impl Figures {
             EventName::StepEnd,
         );
         if !steps.is_empty() {
-            figures.decode_ns = Some(steps.iter().map(|(s, e)| e - s).sum());
+            let steps_ns = steps.iter().map(|(s, e)| e - s);
+            figures.decode_ns = Some(steps_ns.fold(0, u64::saturating_add));
             figures.first_step_ns = steps.first().map(|(start, end)| end - start);
         }
         if sample.arm == Arm::Split {
@@ -259,6 +260,7 @@ mod tests {
             choice: None,
             idle_before_ns: None,
             others_in_flight: None,
+            waiting_ahead: None,
             connect_attempts: None,
             kv_dtype: KvDtype::F16,
             wire_dtype: Some(WireDtype::F16),
@@ -317,6 +319,17 @@ mod tests {
         // The notebook printed megabits as gigabits: 1 MB in 540 ns is 14,815 Gbps, no more.
         assert!((f.effective_gbps.unwrap() - 14_814.8).abs() < 0.1);
         assert!((f.transfer_overhead_pct.unwrap() - 100.0 * 530.0 / 1_900.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn events_of_a_damaged_file_that_go_backwards_take_no_time() {
+        let mut backwards = split_sample();
+        let times = (0..).map(|i| 10_000 - 1_000 * i);
+        (backwards.events.iter_mut().zip(times)).for_each(|(event, t_ns)| event.t_ns = t_ns);
+        let f = Figures::of(&backwards, Some(40));
+        assert_eq!((f.e2e_ns, f.tpot_ns), (Some(0), Some(0.0)));
+        assert_eq!(f.itl_ns, [0, 0]);
+        assert_eq!((f.prefill_ns, f.decode_ns), (Some(0), Some(0)));
     }
 
     #[test]

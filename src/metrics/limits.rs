@@ -1,8 +1,6 @@
 //! What a record from outside may say: no number so large that figures derived from it overflow,
 //! and none that no run can have measured.
 
-use std::fmt::Display;
-
 use super::interference::Moments;
 use super::{Case, Record, Sample};
 use crate::stats::Figure;
@@ -20,8 +18,8 @@ const MAX_TOKEN_BYTES: u64 = MAX_COUNT / MAX_TOKENS;
 /// Most layers, K/V heads and widths.
 const MAX_SIZE: u64 = 1 << 20;
 
-/// Largest figure that was derived and written, such as milliseconds or percent.
-const MAX_FIGURE: f64 = MAX_COUNT as f64;
+/// Largest number that was derived and written, such as milliseconds, rates or percent.
+const MAX_AMOUNT: f64 = MAX_COUNT as f64;
 
 /// Says which number of a record is beyond its limit.
 pub(super) fn check(record: &Record) -> Result<(), String> {
@@ -84,21 +82,25 @@ fn times(moments: &Moments) -> impl Iterator<Item = u64> {
     moments.token_ns.iter().copied().chain(newcomer)
 }
 
-fn figure(figure: &Figure) -> Result<(), String> {
+/// Refuses a figure with such a number in it.
+pub(crate) fn figure(figure: &Figure) -> Result<(), String> {
     let all = [Some(figure.median), Some(figure.min), Some(figure.max)];
     let more = [figure.p95, figure.p99, figure.ci_low, figure.ci_high];
-    (all.into_iter().chain(more).flatten()).try_for_each(|value| is_figure("a figure", value))
+    (all.into_iter().chain(more).flatten()).try_for_each(|value| is_amount("a figure", value))
 }
 
-/// Refuses a derived number that no measurement gives.
-pub(crate) fn is_figure(what: &str, value: f64) -> Result<(), String> {
-    match value.abs() <= MAX_FIGURE {
-        true => Ok(()),
-        false => Err(beyond(what, value, MAX_FIGURE)),
+/// Refuses a time, size or rate below 0 or beyond all measure.
+pub(crate) fn is_amount(what: &str, value: f64) -> Result<(), String> {
+    match value {
+        0.0..=MAX_AMOUNT => Ok(()),
+        _ => Err(format!(
+            "{what} is {value}, wanted 0 to {MAX_AMOUNT}: the file is damaged, or not of this tool"
+        )),
     }
 }
 
-fn all_at_most(what: &str, all: impl IntoIterator<Item = u64>) -> Result<(), String> {
+/// Refuses times and sizes that are too large.
+pub(crate) fn all_at_most(what: &str, all: impl IntoIterator<Item = u64>) -> Result<(), String> {
     all.into_iter()
         .try_for_each(|got| at_most(what, got, MAX_COUNT))
 }
@@ -106,12 +108,10 @@ fn all_at_most(what: &str, all: impl IntoIterator<Item = u64>) -> Result<(), Str
 fn at_most(what: &str, got: u64, most: u64) -> Result<(), String> {
     match got <= most {
         true => Ok(()),
-        false => Err(beyond(what, got, most)),
+        false => Err(format!(
+            "{what} is {got}, wanted at most {most}: the file is damaged, or not of this tool"
+        )),
     }
-}
-
-fn beyond(what: &str, got: impl Display, most: impl Display) -> String {
-    format!("{what} is {got}, wanted at most {most}: the file is damaged, or not of this tool")
 }
 
 #[cfg(test)]

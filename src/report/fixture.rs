@@ -82,6 +82,7 @@ pub fn sample(arm: Arm, repeat: u32, kv_bytes: u64, output_tokens: u32, times: T
         choice: None,
         idle_before_ns: split.then_some(1_000_000_000),
         others_in_flight: None,
+        waiting_ahead: None,
         connect_attempts: None,
         kv_dtype: KvDtype::F16,
         wire_dtype: split.then_some(WireDtype::F16),
