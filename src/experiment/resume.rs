@@ -225,7 +225,7 @@ mod tests {
                 r.environment.decode.as_mut().unwrap().host.machine_id = "other".into();
             }),
             ("link: ", |r| {
-                r.link.as_mut().unwrap().socket.congestion_control = Some("cubic".into());
+                r.link.as_mut().unwrap().socket.congestion_control = Some("other".into());
             }),
             ("decode node's description", |r| r.environment.decode = None),
         ];
