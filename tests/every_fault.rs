@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 
 /// Longest that a peer is waited for here: above what a busy machine needs for any step, and short
 /// enough that each stall of each frame can be waited out.
-const PATIENCE: Duration = Duration::from_millis(600);
+const PATIENCE: Duration = Duration::from_millis(1_500);
 
 /// Bytes that caches may take: far more than one request.
 const POOL_BYTES: usize = 1 << 28;
