@@ -62,7 +62,14 @@ impl Connection {
             if !may_pass(&error) || started.elapsed() + backoff > peer.retry_for {
                 return Err(error);
             }
-            tracing::info!("attempt {attempt} to reach {}: {error}", peer.address);
+            match attempt {
+                // Whoever mistyped the address should not wait without knowing for what.
+                1 => tracing::warn!(
+                    "{error}; trying again for {} s",
+                    peer.retry_for.as_secs_f64()
+                ),
+                _ => tracing::info!("attempt {attempt} to reach {}: {error}", peer.address),
+            }
             tokio::time::sleep(backoff).await;
             backoff = (2 * backoff).min(LONGEST_BACKOFF);
         }
