@@ -72,7 +72,7 @@ MESSAGES = {
     JOIN: {"session": 1, "stream": 1},
     OPEN: {"prompt_tokens": [1, 2], "output_tokens": 3, "kv_dtype": "f16", "wire_dtype": "int8",
            "chunk_tokens": 1, "ignore_eos": True, "role": "decode"},
-    ADMIT: {"capacity_tokens": 4, "waiting_ahead": 0}, START: {"first_token": 7},
+    ADMIT: {"capacity_tokens": 4, "others_in_flight": 0}, START: {"first_token": 7},
     TOKEN: {"index": 1, "token": 7},
     DONE: {"steps": [{"digest": "00", "top": [[7, None], [8, 1.5]], "digest_ns": 1}],
            "finish": "length", "cache_digest": "00", "activity": None,
