@@ -276,7 +276,7 @@ pub struct RetryArgs {
 #[command(after_help = "Examples:
   disagg-bench baseline
   disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50 --repeats 10
-  disagg-bench baseline --model model.gguf --threads 8 --format json -o summary.json")]
+  disagg-bench baseline --model model.gguf --format json -o summary.json")]
 pub struct BaselineArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -432,7 +432,7 @@ pub struct SplitArgs {
   disagg-bench link --peer 10.0.0.2:5557 --token-file token.txt \\
     --shape Llama-3.1-8B
   disagg-bench link --sizes 64KiB,64MiB --streams 1,4 --format json -o link.json
-  disagg-bench link --sizes 64MiB --streams 1 --tls    what TLS costs, against one without
+  disagg-bench link --sizes 64MiB --streams 1 --tls   what TLS costs
   disagg-bench report link.json         the sweep as a page with its chart")]
 pub struct LinkCommandArgs {
     /// A node started with `serve-decode --link-only` [default: one of its own on loopback]
@@ -520,7 +520,7 @@ pub struct CompareArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  disagg-bench report reports/20260101T120000Z-split    anew, beside its run.json
+  disagg-bench report reports/20260101T120000Z-split   anew, beside its run.json
   disagg-bench report run.json --out report             into another folder
   disagg-bench report before/run after/run --out both   both in one report
   disagg-bench report link.json                         a sweep of `link`
@@ -693,12 +693,14 @@ mod tests {
     use super::*;
     use clap::CommandFactory;
 
-    /// Help of a command and of all below it.
+    /// Help of a command and of all below it, and its examples as they are written: clap would wrap
+    /// those too, in the middle of a command.
     fn helps(command: &mut clap::Command) -> Vec<String> {
         let mut all = vec![
             command.render_help().to_string(),
             command.render_long_help().to_string(),
         ];
+        all.extend(command.get_after_help().map(ToString::to_string));
         all.extend(command.get_subcommands_mut().flat_map(helps));
         all
     }

@@ -21,9 +21,11 @@ pub struct TlsArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  disagg-bench certificate --out identity                      on both nodes, each its own
-  disagg-bench serve-decode --listen 0.0.0.0:5556 --tls-identity identity --tls-peer FINGERPRINT
-  disagg-bench split --peer 10.0.0.2:5556 --tls-identity identity --tls-peer FINGERPRINT")]
+  disagg-bench certificate --out identity     on both nodes, each its own
+  disagg-bench serve-decode --listen 0.0.0.0:5556 \\
+    --tls-identity identity --tls-peer FINGERPRINT
+  disagg-bench split --peer 10.0.0.2:5556 \\
+    --tls-identity identity --tls-peer FINGERPRINT")]
 pub struct CertificateArgs {
     /// Folder for certificate.pem and key.pem; what is there is never overwritten
     #[arg(long, value_name = "FOLDER")]
