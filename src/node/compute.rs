@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use anyhow::Context;
@@ -31,15 +30,13 @@ type Job = Box<dyn FnMut(&Engine) -> ControlFlow<()> + Send>;
 pub struct Compute {
     engine: Arc<Engine>,
     jobs: mpsc::Sender<Job>,
-    waiting: Arc<AtomicU32>,
 }
 
 impl Compute {
     /// Starts the thread and warms it up.
     pub fn start(engine: Arc<Engine>) -> anyhow::Result<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
-        let waiting = Arc::new(AtomicU32::new(0));
-        let (model, left) = (Arc::clone(&engine), Arc::clone(&waiting));
+        let model = Arc::clone(&engine);
         std::thread::Builder::new()
             .name("compute".into())
             .spawn(move || {
@@ -60,20 +57,13 @@ impl Compute {
                     // A job that panics drops its channel, which its owner sees as a failure;
                     // the thread must live on for the others.
                     let turn = std::panic::catch_unwind(AssertUnwindSafe(|| job(&model)));
-                    match turn {
-                        Ok(ControlFlow::Continue(())) => jobs.push_back(job),
-                        Ok(ControlFlow::Break(())) | Err(_) => {
-                            left.fetch_sub(1, Ordering::Relaxed);
-                        }
+                    if let Ok(ControlFlow::Continue(())) = turn {
+                        jobs.push_back(job);
                     }
                 }
             })
             .context("cannot start the compute thread")?;
-        let compute = Self {
-            engine,
-            jobs,
-            waiting,
-        };
+        let compute = Self { engine, jobs };
         compute.warm_up()?;
         Ok(compute)
     }
@@ -98,11 +88,6 @@ impl Compute {
         &self.engine
     }
 
-    /// Jobs submitted and not finished.
-    pub fn waiting(&self) -> u32 {
-        self.waiting.load(Ordering::Relaxed)
-    }
-
     /// Queues a job of one turn behind those already there.
     pub fn submit(&self, job: impl FnOnce(&Engine) + Send + 'static) {
         let mut job = Some(job);
@@ -117,7 +102,6 @@ impl Compute {
     /// Queues a job that is called until it breaks; between two of its turns every other job has
     /// one.
     pub fn submit_turns(&self, job: impl FnMut(&Engine) -> ControlFlow<()> + Send + 'static) {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
         // The receiver lives as long as the thread, and that as long as this sender.
         let _ = self.jobs.send(Box::new(job));
     }

@@ -3,8 +3,9 @@
 //! One task a connection, one compute thread for all; several peers may be connected and their
 //! requests take turns, a decode step each. A connection that breaks a rule is told why and closed,
 //! and the node goes on. `limits` is what peers may make it hold and wait for, `accepting` takes
-//! their connections, `admission` their requests, `joined` serves a session's further ones, `probe` the link without a model,
-//! `answer` is what is gathered of one answer, `in_flight` counts the requests.
+//! their connections, `admission` their requests, `joined` serves a session's further connections,
+//! `probe` the link without a model, `answer` is what is gathered of one answer, `in_flight` counts
+//! the requests.
 
 mod accepting;
 mod admission;
