@@ -40,8 +40,9 @@
 //!
 //! Denied, but for: `model::kv_cache` (disjoint ranges of one buffer), `model::parallel` (rows of
 //! one buffer on several threads), `model::attention::blocks` (gemm takes pointers),
-//! `model::packed::x86` (instructions that a machine may not have), `wire::socket` (`getsockopt`),
-//! and one call in `main` (environment variables before threads exist). A test keeps this list true.
+//! `model::mapped` (files as memory), `model::packed::x86` (instructions that a machine may not
+//! have), `wire::socket` (`getsockopt`), and one call in `main` (environment variables before
+//! threads exist). A test keeps this list true.
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 

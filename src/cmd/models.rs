@@ -4,10 +4,9 @@ use tabled::builder::Builder;
 use tabled::settings::Style;
 
 use crate::cli::{ModelsArgs, ModelsCommand, NamedModelArgs};
+use crate::model::checkpoint::Checkpoint;
 use crate::model::engine::ModelIdentity;
-use crate::model::gguf::Gguf;
 use crate::model::kv_cache::KvDtype;
-use crate::model::shape::ModelShape;
 use crate::model::source::{self, BUILT_IN_MODELS, ModelFile, ModelSpec, SourceError};
 use crate::model::weights::WeightsFormat;
 use crate::report::prose::unpadded;
@@ -63,13 +62,14 @@ fn list(terminal: &Terminal) -> anyhow::Result<String> {
 
 /// The file, its shape, what its matrices become and what its caches take.
 fn show(file: &ModelFile, weights: Option<WeightsFormat>) -> anyhow::Result<String> {
-    let gguf = Gguf::open(&file.path)?;
-    let shape = ModelShape::read(&gguf)?;
-    let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&gguf));
+    let checkpoint = Checkpoint::open(&file.path)?;
+    let shape = checkpoint.shape()?;
+    let formats = checkpoint.matrix_formats();
+    let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&formats));
     let identity = ModelIdentity {
         name: file.name.clone(),
         file_sha256: file.sha256.clone(),
-        weights: format.label(&gguf),
+        weights: format.label(&formats),
     };
     let mut table = Builder::default();
     let mut row = |name: &str, value: String| table.push_record([name.to_owned(), value]);
@@ -79,7 +79,7 @@ fn show(file: &ModelFile, weights: Option<WeightsFormat>) -> anyhow::Result<Stri
     row("bytes", file.bytes.to_string());
     row("SHA-256", file.sha256.clone());
     row("weights", identity.weights.clone());
-    row("kernels", format.kernels(&gguf));
+    row("kernels", format.kernels(&formats));
     row("fingerprint", identity.fingerprint());
     row("layers", shape.n_layers.to_string());
     row(

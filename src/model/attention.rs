@@ -8,6 +8,7 @@
 //! chunk; in f32 gemm takes another path for a last chunk of 1 to 4 tokens. A single token has the same bits here whatever other
 //! sequences are stepped with it.
 
+mod adjust;
 mod blocks;
 mod rope;
 mod steps;
@@ -21,6 +22,7 @@ use super::kernels;
 use super::kv_cache::{KvCache, KvDtype, KvError};
 use super::parallel;
 
+pub use adjust::{QueryKeyNorm, adjust};
 pub use blocks::QUERY_BLOCK;
 pub use rope::{RopeTable, rotate_and_store};
 
@@ -33,6 +35,8 @@ pub struct AttentionShape {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Tokens that a token sees, itself included; `None` is all of them.
+    pub window_tokens: Option<usize>,
 }
 
 impl AttentionShape {
@@ -53,6 +57,13 @@ impl AttentionShape {
 
     fn kv_row(&self) -> usize {
         2 * self.n_kv_heads * self.head_dim
+    }
+
+    /// The tokens that the one at `position` sees.
+    fn seen_from(&self, position: usize) -> Range<usize> {
+        let end = position + 1;
+        let start = self.window_tokens.map_or(0, |w| end.saturating_sub(w));
+        start..end
     }
 }
 
@@ -110,7 +121,7 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Attention of every row over all tokens up to it, itself included.
+/// Attention of every row over the tokens up to it, itself included: all of them, or a window.
 ///
 /// `q` is `(n, n_heads, head_dim)`, rotated and scaled; `out` is `(n, out_width)` and gets zeros
 /// behind `n_heads x head_dim`. Fails where a token before a row has not landed in the cache.

@@ -1,4 +1,4 @@
-//! The Llama-family decoder: tokens and caches in, hidden states and logits out, a call-back per
+//! The one decoder: tokens and caches in, hidden states and logits out, a call-back per
 //! layer and chunk.
 //!
 //! Matrices are in `weights`; norms, rope, attention and the activation in `kernels` and
@@ -12,11 +12,12 @@ use anyhow::Context;
 use candle_core::{CpuStorage, Storage, Tensor};
 
 use super::ModelError;
-use super::attention::{self, Place, RopeTable, Rows};
-use super::gguf::Gguf;
+use super::attention::{self, Place, QueryKeyNorm, RopeTable, Rows};
+use super::checkpoint::Checkpoint;
 use super::kernels;
 use super::parallel;
 use super::shape::ModelShape;
+use super::tensor_name::{LayerTensor, TensorName};
 use super::weights::{Matrix, Product, WeightsFormat};
 use super::workspace::{Input, Workspace};
 
@@ -35,10 +36,53 @@ pub struct LayerDone {
 struct Layer {
     attention_norm: Vec<f32>,
     qkv: Matrix,
+    /// Of Q, K and V side by side.
+    qkv_bias: Option<Vec<f32>>,
+    qk_norm: Option<QueryKeyNorm>,
     attention_out: Matrix,
     feed_forward_norm: Vec<f32>,
     gate_up: Matrix,
     down: Matrix,
+}
+
+impl Layer {
+    fn load(
+        i: usize,
+        shape: &ModelShape,
+        matrix: &dyn Fn(&[TensorName], usize) -> Result<Matrix, ModelError>,
+        vector: &dyn Fn(TensorName) -> Result<Vec<f32>, ModelError>,
+    ) -> Result<Self, ModelError> {
+        use LayerTensor::*;
+        let name = |tensor| TensorName::Layer(i, tensor);
+        let architecture = shape.architecture;
+        let qkv_bias = match architecture.has_qkv_bias {
+            true => {
+                let parts = [QueryBias, KeyBias, ValueBias].map(|part| vector(name(part)));
+                let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
+                Some(parts.concat())
+            }
+            false => None,
+        };
+        let qk_norm = match architecture.has_qk_norm {
+            true => Some(QueryKeyNorm {
+                query: vector(name(QueryNorm))?,
+                key: vector(name(KeyNorm))?,
+                eps: shape.norm_eps,
+            }),
+            false => None,
+        };
+        let q_width = shape.n_heads * shape.head_dim;
+        Ok(Self {
+            attention_norm: vector(name(AttentionNorm))?,
+            qkv: matrix(&[Query, Key, Value].map(name), shape.hidden)?,
+            qkv_bias,
+            qk_norm,
+            attention_out: matrix(&[name(AttentionOut)], q_width)?,
+            feed_forward_norm: vector(name(FeedForwardNorm))?,
+            gate_up: matrix(&[Gate, Up].map(name), shape.hidden)?,
+            down: matrix(&[name(Down)], shape.feed_forward)?,
+        })
+    }
 }
 
 /// Weights of a model, ready to run.
@@ -57,68 +101,30 @@ pub struct Decoder {
 impl Decoder {
     /// Loads all weights; `progress(done, total)` is called after each layer.
     pub fn load(
-        gguf: &mut Gguf,
+        checkpoint: &Checkpoint,
         shape: ModelShape,
         format: WeightsFormat,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, ModelError> {
-        let (hidden, inner) = (shape.hidden, shape.feed_forward);
-        let q_rows = shape.n_heads * shape.head_dim;
-        let kv_rows = shape.n_kv_heads * shape.head_dim;
-        // The file names their number; each is there only if its tensors are.
-        let mut layers = Vec::new();
+        let matrix = |names: &[TensorName], width: usize| {
+            Matrix::load(checkpoint, &shape, format, names, width)
+        };
+        let vector = |name| checkpoint.vector(name, &shape);
+        let mut layers = Vec::with_capacity(shape.n_layers);
         for i in 0..shape.n_layers {
-            let name = |part: &str| format!("blk.{i}.{part}.weight");
-            for unsupported in ["attn_q.bias", "attn_q_norm.weight"] {
-                let tensor = format!("blk.{i}.{unsupported}");
-                if gguf.has_tensor(&tensor) {
-                    return Err(gguf.error(format!("tensor {tensor} is not supported yet")));
-                }
-            }
-            layers.push(Layer {
-                attention_norm: gguf.vector(&name("attn_norm"), hidden)?,
-                qkv: Matrix::load(
-                    gguf,
-                    format,
-                    &[
-                        (name("attn_q"), q_rows),
-                        (name("attn_k"), kv_rows),
-                        (name("attn_v"), kv_rows),
-                    ],
-                    hidden,
-                )?,
-                attention_out: Matrix::load(
-                    gguf,
-                    format,
-                    &[(name("attn_output"), hidden)],
-                    q_rows,
-                )?,
-                feed_forward_norm: gguf.vector(&name("ffn_norm"), hidden)?,
-                gate_up: Matrix::load(
-                    gguf,
-                    format,
-                    &[(name("ffn_gate"), inner), (name("ffn_up"), inner)],
-                    hidden,
-                )?,
-                down: Matrix::load(gguf, format, &[(name("ffn_down"), hidden)], inner)?,
-            });
+            layers.push(Layer::load(i, &shape, &matrix, &vector)?);
             progress(i + 1, shape.n_layers);
         }
-        let vocabulary = |name: &str| [(name.to_string(), shape.vocabulary)];
-        let output = match gguf.has_tensor("output.weight") {
-            true => Some(Matrix::load(
-                gguf,
-                format,
-                &vocabulary("output.weight"),
-                hidden,
-            )?),
-            false => None,
+        let hidden = shape.hidden;
+        let output = match shape.is_output_tied {
+            true => None,
+            false => Some(matrix(&[TensorName::Output], hidden)?),
         };
         Ok(Self {
-            rope: RopeTable::new(shape.rope_base, shape.head_dim, shape.context_tokens),
-            embedding: Matrix::load(gguf, format, &vocabulary("token_embd.weight"), hidden)?,
+            rope: RopeTable::new(&shape.rope, shape.head_dim, shape.context_tokens),
+            embedding: matrix(&[TensorName::Embedding], hidden)?,
             layers,
-            final_norm: gguf.vector("output_norm.weight", hidden)?,
+            final_norm: vector(TensorName::FinalNorm)?,
             output,
             workspace: Mutex::default(),
             shape,
@@ -194,7 +200,7 @@ impl Decoder {
         workspace: &mut Workspace,
         on_layer: &mut dyn FnMut(usize),
     ) -> anyhow::Result<()> {
-        let (shape, n, hidden) = (self.shape.attention(), tokens.len(), self.shape.hidden);
+        let (n, hidden) = (tokens.len(), self.shape.hidden);
         let apply = match rows {
             Rows::Chunk(_) => Matrix::forward,
             Rows::Steps(_) => Matrix::forward_each,
@@ -211,14 +217,23 @@ impl Decoder {
         } = workspace;
         x.clear();
         self.embedding.rows(tokens, hidden, x)?;
-        q.resize(n * shape.q_width(), 0.0);
+        q.resize(n * self.shape.n_heads * self.shape.head_dim, 0.0);
         for (i, layer) in self.layers.iter().enumerate() {
+            let shape = self.shape.attention(i);
             let width = layer.qkv.input_width;
             let h = normed.write(n, width, |out| {
                 self.norm(x, &layer.attention_norm, out, width);
                 Ok(())
             })?;
             let qkv = apply(&layer.qkv, h, product)?;
+            if layer.qkv_bias.is_some() || layer.qk_norm.is_some() {
+                attention::adjust(
+                    shape,
+                    layer.qkv_bias.as_deref(),
+                    layer.qk_norm.as_ref(),
+                    qkv,
+                );
+            }
             attention::rotate_and_store(shape, &self.rope, qkv, rows, i, q, scratch)?;
             on_layer(i);
             let width = layer.attention_out.input_width;

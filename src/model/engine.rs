@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ModelError;
 use super::attention::Place;
+use super::checkpoint::Checkpoint;
 use super::decoder::{Decoder, LayerDone};
-use super::gguf::Gguf;
 use super::kv_cache::KvCache;
 use super::logits::Logits;
 use super::shape::ModelShape;
@@ -46,8 +46,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads a GGUF file under a name for people. The caller has taken its SHA-256; `weights` of
-    /// `None` means what suits the file. `progress(done, total)` counts layers.
+    /// Loads what [`Checkpoint::open`] opens under a name for people. The caller has taken its
+    /// digest; `weights` of `None` means what suits the file. `progress(done, total)` counts layers.
     pub fn load(
         path: &Path,
         name: &str,
@@ -55,20 +55,41 @@ impl Engine {
         weights: Option<WeightsFormat>,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, ModelError> {
-        let mut gguf = Gguf::open(path)?;
-        let shape = ModelShape::read(&gguf)?;
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&gguf));
+        Self::from_checkpoint(
+            &Checkpoint::open(path)?,
+            name,
+            file_sha256,
+            weights,
+            progress,
+        )
+    }
+
+    /// As [`Engine::load`], of an open checkpoint.
+    pub fn from_checkpoint(
+        checkpoint: &Checkpoint,
+        name: &str,
+        file_sha256: &str,
+        weights: Option<WeightsFormat>,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self, ModelError> {
+        let shape = checkpoint.shape()?;
+        let tokenizer = match checkpoint {
+            Checkpoint::Gguf(gguf) => Tokenizer::from_gguf(gguf)?,
+            Checkpoint::Folder(folder) => Tokenizer::from_folder(folder.path())?,
+            Checkpoint::Random(_) => Tokenizer::of_bytes(shape.vocabulary)?,
+        };
+        let formats = checkpoint.matrix_formats();
+        let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&formats));
         let identity = ModelIdentity {
             name: name.to_string(),
             file_sha256: file_sha256.to_string(),
-            weights: format.label(&gguf),
+            weights: format.label(&formats),
         };
         Ok(Self {
             identity,
-            kernels: format.kernels(&gguf),
+            kernels: format.kernels(&formats),
             tokenizer,
-            decoder: Decoder::load(&mut gguf, shape, format, progress)?,
+            decoder: Decoder::load(checkpoint, shape, format, progress)?,
         })
     }
 

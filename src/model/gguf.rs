@@ -5,9 +5,10 @@
 //! was wanted.
 
 mod header;
+mod shape;
 
-use std::fs::File;
-use std::io::{BufReader, Seek};
+use std::collections::HashSet;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -15,39 +16,38 @@ use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::ModelError;
+use super::mapped::MappedFile;
+use super::shape::ModelShape;
+use super::tensor_name::TensorName;
+
+/// What each rotary frequency is divided by.
+const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// An open GGUF file.
 pub struct Gguf {
     path: PathBuf,
     content: Content,
-    reader: BufReader<File>,
+    file: MappedFile,
 }
 
 impl Gguf {
     /// Reads the header and checks that every tensor lies inside the file, and all of them side by
     /// side.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let unreadable = |why: String| ModelError::Gguf {
+        let unreadable = |why: String| ModelError::File {
             path: path.to_path_buf(),
             why,
         };
-        let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
-        let file_bytes = file
-            .metadata()
-            .map_err(|e| unreadable(e.to_string()))?
-            .len();
-        let mut reader = BufReader::new(file);
-        header::check(&mut reader, file_bytes).map_err(|why| {
+        let damaged = |why: String| {
             unreadable(format!(
                 "{why}: the file is truncated, damaged, or of a format that this build does not know"
             ))
-        })?;
-        reader.rewind().map_err(|e| unreadable(e.to_string()))?;
-        let content = Content::read(&mut reader).map_err(|e| {
-            unreadable(format!(
-                "{e}: the file is truncated, damaged, or of a format that this build does not know"
-            ))
-        })?;
+        };
+        let file = MappedFile::open(path).map_err(|e| unreadable(e.to_string()))?;
+        let file_bytes = file.bytes().len() as u64;
+        header::check(Cursor::new(file.bytes()), file_bytes).map_err(damaged)?;
+        let content =
+            Content::read(&mut Cursor::new(file.bytes())).map_err(|e| damaged(e.to_string()))?;
         let mut tensor_bytes = 0u64;
         for (name, info) in &content.tensor_infos {
             let bytes = bytes_of(info);
@@ -73,7 +73,7 @@ impl Gguf {
         Ok(Self {
             path: path.to_path_buf(),
             content,
-            reader,
+            file,
         })
     }
 
@@ -84,7 +84,7 @@ impl Gguf {
 
     /// An error about this file.
     pub fn error(&self, why: impl Into<String>) -> ModelError {
-        ModelError::Gguf {
+        ModelError::File {
             path: self.path.clone(),
             why: why.into(),
         }
@@ -180,19 +180,28 @@ impl Gguf {
         self.content.tensor_infos.contains_key(name)
     }
 
-    /// Element format of every matrix in the file, without repetition, sorted by name.
-    pub fn matrix_formats(&self) -> Vec<GgmlDType> {
-        let mut formats: Vec<GgmlDType> = (self.content.tensor_infos.values())
-            .filter(|info| info.shape.rank() == 2)
-            .map(|info| info.ggml_dtype)
-            .collect();
-        formats.sort_by_key(|f| format!("{f:?}"));
-        formats.dedup();
-        formats
+    /// Sizes and constants of the decoder in the file.
+    pub fn shape(&self) -> Result<ModelShape, ModelError> {
+        shape::read(self)
+    }
+
+    /// A tensor that a decoder of this shape has no use for, if there is one.
+    pub fn unknown_tensor(&self, known: &[TensorName]) -> Option<&str> {
+        let known: HashSet<String> = known.iter().map(|name| name.gguf()).collect();
+        let mut names = self.content.tensor_infos.keys();
+        names
+            .find(|name| !known.contains(*name) && *name != ROPE_DIVISORS)
+            .map(String::as_str)
+    }
+
+    /// Element format and number of elements of every matrix in the file.
+    pub fn matrices(&self) -> impl Iterator<Item = (GgmlDType, usize)> {
+        let matrices = (self.content.tensor_infos.values()).filter(|info| info.shape.rank() == 2);
+        matrices.map(|info| (info.ggml_dtype, info.shape.elem_count()))
     }
 
     /// A tensor of exactly the given shape.
-    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<QTensor, ModelError> {
         let Some(info) = self.content.tensor_infos.get(name) else {
             return Err(self.error(format!("no tensor {name}")));
         };
@@ -202,16 +211,9 @@ impl Gguf {
                 info.shape.dims()
             )));
         }
-        let read = (self.content).tensor(&mut self.reader, name, &Device::Cpu);
+        let mut reader = Cursor::new(self.file.bytes());
+        let read = (self.content).tensor(&mut reader, name, &Device::Cpu);
         read.map_err(|e| self.error(format!("tensor {name}: {e}")))
-    }
-
-    /// A float vector of the given length.
-    pub fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        let tensor = self.tensor(name, &[len])?;
-        (tensor.dequantize(&Device::Cpu))
-            .and_then(|t| t.to_vec1::<f32>())
-            .map_err(|e| self.error(format!("tensor {name}: {e}")))
     }
 }
 

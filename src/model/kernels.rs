@@ -134,8 +134,7 @@ pub fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || {
-            let mean_square = dot(x, x) / x.len() as f32;
-            let scale = 1.0 / (mean_square + eps).sqrt();
+            let scale = inverse_rms(x, eps);
             let (out, padding) = out.split_at_mut(x.len());
             for ((o, x), w) in out.iter_mut().zip(x).zip(weight) {
                 *o = x * scale * w;
@@ -143,6 +142,27 @@ pub fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
             padding.fill(0.0);
         },
     );
+}
+
+/// RMS norm of each head of `heads` `(n, head_dim)` in place; `weight` is `(head_dim)`.
+pub fn rms_norm_heads(heads: &mut [f32], weight: &[f32], eps: f32) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for head in heads.chunks_mut(weight.len()) {
+                let scale = inverse_rms(head, eps);
+                for (x, w) in head.iter_mut().zip(weight) {
+                    *x = *x * scale * w;
+                }
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let mean_square = dot(x, x) / x.len() as f32;
+    1.0 / (mean_square + eps).sqrt()
 }
 
 /// SwiGLU of one row: `gate_up` is gate and up side by side, `out[i] = silu(gate[i]) * up[i]`,
@@ -162,9 +182,9 @@ pub fn swiglu_row(gate_up: &[f32], out: &mut [f32]) {
     );
 }
 
-/// Rotates neighbouring pairs of one head (the order in which GGUF stores Llama's Q and K):
-/// `x` and `out` are `(head_dim)`, `cos` and `sin` are `(head_dim / 2)`.
-pub fn rope_interleaved_head(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
+/// Rotates neighbouring pairs of one head: `x` and `out` are `(head_dim)`, `cos` and `sin` are
+/// `(head_dim / 2)`.
+pub fn rope_neighbours(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || {
@@ -173,6 +193,28 @@ pub fn rope_interleaved_head(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32
             for (((o, x), c), s) in out_pairs.iter_mut().zip(pairs).zip(cos).zip(sin) {
                 o[0] = x[0] * c - x[1] * s;
                 o[1] = x[0] * s + x[1] * c;
+            }
+        },
+    );
+}
+
+/// As [`rope_neighbours`], for pairs of an element of the first half and its counterpart in the
+/// second.
+pub fn rope_halves(x: &[f32], cos: &[f32], sin: &[f32], out: &mut [f32]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            let (low, high) = x.split_at(x.len() / 2);
+            let (out_low, out_high) = out.split_at_mut(x.len() / 2);
+            for (((o, a), b), (c, s)) in
+                (out_low.iter_mut().zip(low).zip(high)).zip(cos.iter().zip(sin))
+            {
+                *o = a * c - b * s;
+            }
+            for (((o, a), b), (c, s)) in
+                (out_high.iter_mut().zip(low).zip(high)).zip(cos.iter().zip(sin))
+            {
+                *o = a * s + b * c;
             }
         },
     );

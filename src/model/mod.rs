@@ -3,20 +3,26 @@
 //! Knows no network. A [`kv_cache::KvCache`] belongs to a sequence, never to the engine, so
 //! several sequences can be alive and a cache can arrive from another machine.
 
+pub mod architecture;
 pub mod attention;
 pub mod cache_pool;
+pub mod checkpoint;
 pub mod decoder;
 pub mod engine;
+pub mod folder;
 pub mod gguf;
 pub mod kernels;
 pub mod kv_cache;
 pub mod kv_int8;
 pub mod logits;
+pub mod mapped;
 pub mod packed;
 mod parallel;
 pub mod published;
+pub mod random;
 pub mod shape;
 pub mod source;
+pub mod tensor_name;
 pub mod tokenizer;
 pub mod weights;
 mod workspace;
@@ -26,10 +32,10 @@ use std::path::PathBuf;
 /// Why a model cannot be loaded or used.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The file cannot be read or holds something that this build does not run.
+    /// A file or folder cannot be read or holds something that this build does not run.
     #[error("model {}: {why}", path.display())]
-    Gguf {
-        /// The file.
+    File {
+        /// The file or folder.
         path: PathBuf,
         /// What was found and what was wanted.
         why: String,

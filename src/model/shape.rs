@@ -1,26 +1,78 @@
-//! The numbers that describe a Llama-family decoder, read from GGUF metadata and checked.
+//! The numbers that describe a decoder, checked, whatever file they were read from.
 
-use serde::{Deserialize, Serialize};
-
-use super::ModelError;
+use super::architecture::{Architecture, RopePairs};
 use super::attention::AttentionShape;
-use super::gguf::Gguf;
 use super::kv_cache::{KvDtype, KvLayout};
-
-/// Architectures that the decoder implements.
-pub const ARCHITECTURES: &[&str] = &["llama"];
+use super::tensor_name::TensorName;
 
 /// Upper bound for every count in a file: far above any real model, and low enough that no
 /// product of three of them overflows.
-const MAX_COUNT: u64 = 1 << 20;
+pub const MAX_COUNT: u64 = 1 << 20;
+
+/// Most layers: far above any real model, whose weights are all named in memory.
+pub const MAX_LAYERS: usize = 1 << 12;
 
 /// Most entries of the table of rotary positions, a gigabyte: a context of a million tokens with a
 /// head of 256.
 const MAX_ROPE_ENTRIES: usize = 1 << 28;
 
+/// Rotary positions: angles, and what they turn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the angles.
+    pub base: f32,
+    /// Elements that turn together.
+    pub pairs: RopePairs,
+    /// What each frequency is divided by, `(head_dim / 2)`, where positions are scaled.
+    pub divisors: Option<Vec<f64>>,
+}
+
+/// Llama 3.1's way to scale rotary positions beyond the context that a model was trained on.
+#[derive(Clone, Copy, Debug)]
+pub struct Llama3Scaling {
+    pub factor: f64,
+    pub low_freq_factor: f64,
+    pub high_freq_factor: f64,
+    /// Context of the training.
+    pub original_context_tokens: f64,
+}
+
+impl Llama3Scaling {
+    /// Divisors of the frequencies: 1 where a wave is short against the original context, `factor`
+    /// where it is long, and in between what joins the two smoothly.
+    pub fn divisors(&self, base: f32, head_dim: usize) -> Vec<f64> {
+        let divisor = |frequency: f64| {
+            let wave_tokens = std::f64::consts::TAU / frequency;
+            let waves = self.original_context_tokens / wave_tokens;
+            let smooth =
+                (waves - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
+            let smooth = smooth.clamp(0.0, 1.0);
+            1.0 / ((1.0 - smooth) / self.factor + smooth)
+        };
+        (frequencies(base, head_dim).map(divisor)).collect()
+    }
+}
+
+fn frequencies(base: f32, head_dim: usize) -> impl Iterator<Item = f64> {
+    (0..head_dim / 2).map(move |i| f64::from(base).powf(-2.0 * i as f64 / head_dim as f64))
+}
+
+impl Rope {
+    /// Angle by which each pair turns from a position to the next, `(head_dim / 2)`, in radians.
+    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
+        let plain = frequencies(self.base, head_dim);
+        match &self.divisors {
+            Some(divisors) => plain.zip(divisors).map(|(f, d)| f / d).collect(),
+            None => plain.collect(),
+        }
+    }
+}
+
 /// Sizes and constants of a decoder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelShape {
+    /// What its layers consist of.
+    pub architecture: &'static Architecture,
     /// Decoder layers.
     pub n_layers: usize,
     /// Width of the residual stream.
@@ -37,114 +89,103 @@ pub struct ModelShape {
     pub vocabulary: usize,
     /// The most tokens a sequence may have.
     pub context_tokens: usize,
-    /// Base of the rotary angles.
-    pub rope_base: f32,
+    /// Rotary positions.
+    pub rope: Rope,
+    /// Tokens that attention sees in each layer, the newest included; `None` is all of them.
+    pub windows: Vec<Option<usize>>,
     /// Epsilon of the RMS norms.
     pub norm_eps: f32,
+    /// The output matrix is the embedding.
+    pub is_output_tied: bool,
 }
 
 impl ModelShape {
-    /// Reads and checks the shape of a GGUF file.
-    pub fn read(gguf: &Gguf) -> Result<Self, ModelError> {
-        let architecture = gguf.text("general.architecture")?;
-        if !ARCHITECTURES.contains(&architecture) {
-            return Err(gguf.error(format!(
-                "architecture {architecture} is not supported, these are: {}",
-                ARCHITECTURES.join(", ")
-            )));
+    /// Itself, where a decoder of these sizes can be; the error says what was found and wanted.
+    pub fn checked(self) -> Result<Self, String> {
+        if !(1..=MAX_LAYERS).contains(&self.n_layers) {
+            return Err(format!(
+                "{} layers, wanted 1 to {MAX_LAYERS}",
+                self.n_layers
+            ));
         }
-        let key = |suffix: &str| format!("{architecture}.{suffix}");
-        let count = |suffix: &str| {
-            let value = gguf.unsigned(&key(suffix))?;
-            if value == 0 || value > MAX_COUNT {
-                return Err(gguf.error(format!(
-                    "metadata {} is {value}, wanted 1 to {MAX_COUNT}",
-                    key(suffix)
-                )));
+        let counts = [
+            ("width", self.hidden),
+            ("feed-forward width", self.feed_forward),
+            ("query heads", self.n_heads),
+            ("K/V heads", self.n_kv_heads),
+            ("vocabulary", self.vocabulary),
+            ("context", self.context_tokens),
+        ];
+        for (name, count) in counts {
+            if count == 0 || count as u64 > MAX_COUNT {
+                return Err(format!("{name} is {count}, wanted 1 to {MAX_COUNT}"));
             }
-            Ok(value as usize)
-        };
-        let count_or = |suffix: &str, default: usize| match gguf.has(&key(suffix)) {
-            true => count(suffix),
-            false => Ok(default),
-        };
-        let hidden = count("embedding_length")?;
-        let n_heads = count("attention.head_count")?;
-        let n_kv_heads = count_or("attention.head_count_kv", n_heads)?;
-        let head_dim = count_or("attention.key_length", hidden / n_heads)?;
-        let rope_dim = count_or("rope.dimension_count", head_dim)?;
-        if gguf.has(&key("rope.scaling.type")) && gguf.text(&key("rope.scaling.type"))? != "none"
-            || gguf.has_tensor("rope_freqs.weight")
+        }
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            return Err(format!(
+                "{} query heads cannot share {} K/V heads",
+                self.n_heads, self.n_kv_heads
+            ));
+        }
+        let head_dim = self.head_dim;
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim as u64 > MAX_COUNT {
+            return Err(format!("head width {head_dim}, wanted an even one"));
+        }
+        if self.context_tokens * head_dim > MAX_ROPE_ENTRIES {
+            return Err(format!(
+                "a context of {} tokens with heads of width {head_dim}: wanted no more than \
+                 {MAX_ROPE_ENTRIES} of both together",
+                self.context_tokens
+            ));
+        }
+        let Rope { base, divisors, .. } = &self.rope;
+        if !(base.is_finite() && *base > 0.0 && self.norm_eps.is_finite()) {
+            return Err(format!(
+                "rotary base {base} and norm epsilon {}: wanted finite ones, the base above 0",
+                self.norm_eps
+            ));
+        }
+        let scales = |d: &f64| d.is_finite() && *d > 0.0;
+        if let Some(divisors) = divisors
+            && !(divisors.len() == head_dim / 2 && divisors.iter().all(scales))
         {
-            return Err(gguf.error("scaled rotary positions are not supported yet"));
+            return Err(format!(
+                "{} divisors of rotary frequencies, wanted {} finite ones above 0",
+                divisors.len(),
+                head_dim / 2
+            ));
         }
-        let vocabulary = gguf.texts("tokenizer.ggml.tokens")?.len();
-        let context_tokens = count("context_length")?;
-        let rope_base = match gguf.has(&key("rope.freq_base")) {
-            true => gguf.float(&key("rope.freq_base"))?,
-            false => 10_000.0,
-        };
-        let norm_eps = gguf.float(&key("attention.layer_norm_rms_epsilon"))?;
-        let problem = if !n_heads.is_multiple_of(n_kv_heads) {
-            Some(format!(
-                "{n_heads} query heads cannot share {n_kv_heads} K/V heads"
-            ))
-        } else if head_dim == 0 || !head_dim.is_multiple_of(2) || rope_dim != head_dim {
-            Some(format!(
-                "head width {head_dim} with rotary width {rope_dim}: wanted equal and even"
-            ))
-        } else if vocabulary == 0 || vocabulary as u64 > MAX_COUNT {
-            Some(format!(
-                "tokenizer.ggml.tokens has {vocabulary} tokens, wanted 1 to {MAX_COUNT}"
-            ))
-        } else if context_tokens * head_dim > MAX_ROPE_ENTRIES {
-            Some(format!(
-                "a context of {context_tokens} tokens with heads of width {head_dim}: wanted no \
-                 more than {MAX_ROPE_ENTRIES} of both together"
-            ))
-        } else if !(rope_base.is_finite() && rope_base > 0.0 && norm_eps.is_finite()) {
-            Some(format!(
-                "rotary base {rope_base} and norm epsilon {norm_eps}: wanted finite ones, the base \
-                 above 0"
-            ))
-        } else {
-            None
-        };
-        if let Some(problem) = problem {
-            return Err(gguf.error(problem));
+        if self.windows.len() != self.n_layers {
+            return Err(format!(
+                "{} windows for {} layers",
+                self.windows.len(),
+                self.n_layers
+            ));
         }
-        Ok(Self {
-            n_layers: count("block_count")?,
-            hidden,
-            feed_forward: count("feed_forward_length")?,
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            vocabulary,
-            context_tokens,
-            rope_base,
-            norm_eps,
-        })
+        if self.windows.contains(&Some(0)) {
+            return Err("an attention window of 0 tokens, wanted 1 or more".into());
+        }
+        Ok(self)
     }
 
-    /// Head counts and widths for attention.
-    pub fn attention(&self) -> AttentionShape {
+    /// Head counts and widths for a layer's attention.
+    pub fn attention(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
+            window_tokens: self.windows[layer],
         }
     }
 
     /// Weights of all layers' matrices; embedding and head are not among them.
     pub fn layer_weights(&self) -> u64 {
-        let (queries, keys) = (
-            self.n_heads * self.head_dim,
-            self.n_kv_heads * self.head_dim,
-        );
-        let attention = 2 * (queries + keys) as u64;
-        let layer = self.hidden as u64 * (attention + 3 * self.feed_forward as u64);
-        self.n_layers as u64 * layer
+        (TensorName::all(self).iter())
+            .filter(|name| matches!(name, TensorName::Layer(..)))
+            .map(|name| name.dims(self))
+            .filter(|dims| dims.len() == 2)
+            .map(|dims| dims.iter().map(|d| *d as u64).product::<u64>())
+            .sum()
     }
 
     /// Layout of a cache for this model.
@@ -155,5 +196,27 @@ impl ModelShape {
             head_dim: self.head_dim,
             dtype,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama_3_scales_long_waves_alone() {
+        // As Llama 3.1 has it: factor 8, waves shorter than 2,048 tokens stay.
+        let scaling = Llama3Scaling {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context_tokens: 8192.0,
+        };
+        let divisors = scaling.divisors(500_000.0, 128);
+        assert_eq!(divisors.len(), 64);
+        assert!(divisors[..29].iter().all(|d| *d == 1.0), "{divisors:?}");
+        assert!(divisors[36..].iter().all(|d| *d == 8.0), "{divisors:?}");
+        assert!(divisors.is_sorted());
+        assert!((1.0..8.0).contains(&divisors[31]) && divisors[31] > 1.0);
     }
 }

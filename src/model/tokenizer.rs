@@ -114,6 +114,23 @@ impl Tokenizer {
         })
     }
 
+    /// TEMPORARY until the tokenizers branch is merged.
+    pub fn from_folder(folder: &std::path::Path) -> Result<Self, ModelError> {
+        let inner = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json"))
+            .map_err(|e| ModelError::Tokenize(e.to_string()))?;
+        Ok(Self {
+            inner,
+            bos: None,
+            eos: None,
+            template: None,
+        })
+    }
+
+    /// TEMPORARY until the tokenizers branch is merged.
+    pub fn of_bytes(_vocabulary: usize) -> Result<Self, ModelError> {
+        Err(ModelError::Tokenize("not yet".into()))
+    }
+
     /// Token that ends a generation.
     pub fn eos(&self) -> Option<u32> {
         self.eos

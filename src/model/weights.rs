@@ -14,11 +14,13 @@ use candle_core::{Device, Module, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
+use super::checkpoint::Checkpoint;
 use super::decoder::with_slice;
-use super::gguf::Gguf;
 use super::kernels;
 use super::packed::{self, Kernel, NibbleBlock, PackedMatrix};
 use super::parallel;
+use super::shape::ModelShape;
+use super::tensor_name::TensorName;
 
 /// Inner width that candle's packed kernels need a multiple of.
 const PACKED_WIDTH: usize = 256;
@@ -38,9 +40,8 @@ pub enum WeightsFormat {
 impl WeightsFormat {
     /// F32 for a file without quantised matrices, as they are where all of them run on kernels of
     /// our own, else Q8.
-    pub fn default_for(gguf: &Gguf) -> Self {
+    pub fn default_for(formats: &[GgmlDType]) -> Self {
         let float = |f: &GgmlDType| matches!(f, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
-        let formats = gguf.matrix_formats();
         if formats.iter().all(float) {
             Self::F32
         } else if Kernel::here().pays() && formats.iter().all(is_packable) {
@@ -51,8 +52,8 @@ impl WeightsFormat {
     }
 
     /// What runs and what it was made of, such as `as-is: q4_1, q8_0`.
-    pub fn label(self, gguf: &Gguf) -> String {
-        let formats: Vec<String> = (gguf.matrix_formats().iter())
+    pub fn label(self, formats: &[GgmlDType]) -> String {
+        let formats: Vec<String> = (formats.iter())
             .map(|f| format!("{f:?}").to_lowercase())
             .collect();
         match self {
@@ -63,9 +64,8 @@ impl WeightsFormat {
     }
 
     /// What computes on this machine, such as `matrices own, avx512-vnni; vectors avx512`.
-    pub fn kernels(self, gguf: &Gguf) -> String {
+    pub fn kernels(self, formats: &[GgmlDType]) -> String {
         let own = Kernel::here();
-        let formats = gguf.matrix_formats();
         let on_own = match self {
             Self::Q8 => own.pays(),
             Self::AsIs => own.pays() && formats.iter().any(is_packable),
@@ -112,19 +112,19 @@ pub struct Product {
 }
 
 impl Matrix {
-    /// Loads matrices `(rows, width)` that share their input, fused into one.
+    /// Loads matrices that share their input of `width`, fused into one.
     pub fn load(
-        gguf: &mut Gguf,
+        checkpoint: &Checkpoint,
+        shape: &ModelShape,
         format: WeightsFormat,
-        names_and_rows: &[(String, usize)],
+        names: &[TensorName],
         width: usize,
     ) -> Result<Self, ModelError> {
-        let mut tensors = Vec::new();
-        for (name, rows) in names_and_rows {
-            tensors.push(gguf.tensor(name, &[*rows, width])?);
-        }
-        let first = &names_and_rows[0].0;
-        Self::build(tensors, format, width).map_err(|e| gguf.error(format!("tensor {first}: {e}")))
+        let tensors = (names.iter())
+            .map(|name| checkpoint.matrix(*name, shape))
+            .collect::<Result<Vec<_>, _>>()?;
+        Self::build(tensors, format, width)
+            .map_err(|e| checkpoint.error(format!("tensors {names:?}: {e}")))
     }
 
     fn build(
@@ -195,7 +195,7 @@ impl Matrix {
         &self,
         x: &Tensor,
         product: &'p mut Product,
-    ) -> candle_core::Result<&'p [f32]> {
+    ) -> candle_core::Result<&'p mut [f32]> {
         self.apply(x, product, |part| part.forward(x))
     }
 
@@ -204,7 +204,7 @@ impl Matrix {
         &self,
         x: &Tensor,
         product: &'p mut Product,
-    ) -> candle_core::Result<&'p [f32]> {
+    ) -> candle_core::Result<&'p mut [f32]> {
         self.apply(x, product, |part| forward_each(part, x))
     }
 
@@ -214,7 +214,7 @@ impl Matrix {
         x: &Tensor,
         product: &'p mut Product,
         multiply: impl Fn(&QMatMul) -> candle_core::Result<Tensor>,
-    ) -> candle_core::Result<&'p [f32]> {
+    ) -> candle_core::Result<&'p mut [f32]> {
         let Product { activations, out } = product;
         match &self.parts {
             Parts::Packed(kernel, parts) => {
@@ -480,7 +480,7 @@ mod tests {
             let together = matrix.forward(&x, &mut second).unwrap();
             assert_eq!((apart.len(), together.len()), (6 * SHAPE.0, 6 * SHAPE.0));
             let pairs = apart.iter().zip(together);
-            let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            let difference = pairs.map(|(a, b)| (*a - *b).abs()).fold(0f32, f32::max);
             // Sums of 512 products of up to 1.
             assert!(difference < 1e-3, "{weights:?}: {difference}");
         }

@@ -124,7 +124,8 @@ fn block_attention(
     let (max, sum) = (&mut scratch.max[..rows], &mut scratch.sum[..rows]);
     max.fill(f32::NEG_INFINITY);
     sum.fill(0.0);
-    for tile_start in (0..=last).step_by(KEY_TILE) {
+    let first_tile = shape.seen_from(low).start / KEY_TILE * KEY_TILE;
+    for tile_start in (first_tile..=last).step_by(KEY_TILE) {
         let keys = KEY_TILE.min(last + 1 - tile_start);
         let tile = &kv[tile_start * stride..];
         // scores (rows, keys) = q (rows, dim) x k^T (dim, keys)
@@ -136,12 +137,15 @@ fn block_attention(
             (tile, 1, stride),
         );
         for (r, scores) in scores.chunks_mut(KEY_TILE).take(rows).enumerate() {
-            let visible = (low + r / group + 1).saturating_sub(tile_start).min(keys);
-            if visible > 0 {
+            let seen = shape.seen_from(low + r / group);
+            let [start, end] =
+                [seen.start, seen.end].map(|token| token.saturating_sub(tile_start).min(keys));
+            if start < end {
                 let acc = &mut acc[r * dim..][..dim];
-                kernels::softmax_step(&mut scores[..visible], &mut max[r], &mut sum[r], acc);
+                kernels::softmax_step(&mut scores[start..end], &mut max[r], &mut sum[r], acc);
             }
-            scores[visible..keys].fill(0.0);
+            scores[..start].fill(0.0);
+            scores[end..keys].fill(0.0);
         }
         // acc (rows, dim) += weights (rows, keys) x v (keys, dim)
         matmul(

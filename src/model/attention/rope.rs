@@ -1,9 +1,11 @@
 //! Rotary positions: Q, K and V as a matrix gives them become rotated queries and cache rows.
 
 use super::{AttentionShape, Place, Rows, Scratch, elements_mut, sized};
+use crate::model::architecture::RopePairs;
 use crate::model::kernels;
 use crate::model::kv_cache::{KvDtype, KvError};
 use crate::model::parallel;
+use crate::model::shape::Rope;
 
 /// Cosines and sines of rotary positions: `(max_tokens, head_dim / 2)` each.
 #[derive(Debug)]
@@ -11,23 +13,48 @@ pub struct RopeTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    pairs: RopePairs,
+}
+
+/// The rotation of one position.
+#[derive(Clone, Copy)]
+struct Rotation<'a> {
+    cos: &'a [f32],
+    sin: &'a [f32],
+    pairs: RopePairs,
 }
 
 impl RopeTable {
-    /// Angles `position / base^(2 i / head_dim)`.
-    pub fn new(base: f32, head_dim: usize, max_tokens: usize) -> Self {
-        let half = head_dim / 2;
-        let inverse: Vec<f64> = (0..half)
-            .map(|i| f64::from(base).powf(-2.0 * i as f64 / head_dim as f64))
-            .collect();
-        let angles = (0..max_tokens).flat_map(|p| inverse.iter().map(move |f| p as f64 * f));
+    /// Angles `position x frequency`.
+    pub fn new(rope: &Rope, head_dim: usize, max_tokens: usize) -> Self {
+        let frequencies = rope.frequencies(head_dim);
+        let angles = (0..max_tokens).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
         let (sin, cos) = angles.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
-        Self { cos, sin, half }
+        Self {
+            cos,
+            sin,
+            half: head_dim / 2,
+            pairs: rope.pairs,
+        }
     }
 
-    fn at(&self, position: usize) -> (&[f32], &[f32]) {
+    fn at(&self, position: usize) -> Rotation<'_> {
         let range = position * self.half..(position + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
+        Rotation {
+            cos: &self.cos[range.clone()],
+            sin: &self.sin[range],
+            pairs: self.pairs,
+        }
+    }
+}
+
+impl Rotation<'_> {
+    /// Turns one head.
+    fn apply(&self, x: &[f32], out: &mut [f32]) {
+        match self.pairs {
+            RopePairs::Neighbours => kernels::rope_neighbours(x, self.cos, self.sin, out),
+            RopePairs::Halves => kernels::rope_halves(x, self.cos, self.sin, out),
+        }
     }
 }
 
@@ -55,8 +82,8 @@ pub fn rotate_and_store(
             for (place, (qkv, q)) in places.iter().zip(tokens) {
                 let mut claim = place.cache.claim(layer, place.position, 1)?;
                 let dtype = place.cache.layout().dtype;
-                let angles = rope.at(place.position);
-                rotate_token(shape, angles, qkv, q, dtype, &mut claim, wide);
+                let rotation = rope.at(place.position);
+                rotate_token(shape, rotation, qkv, q, dtype, &mut claim, wide);
                 claim.land();
             }
             Ok(())
@@ -87,8 +114,8 @@ fn store_chunk(
             let rows = q.chunks_mut(q_width).zip(kv.chunks_mut(layout.row_bytes()));
             for (token, (q, kv)) in tokens.zip(rows) {
                 let qkv = &qkv[token * shape.qkv_width()..][..shape.qkv_width()];
-                let angles = rope.at(first.position + token);
-                rotate_token(shape, angles, qkv, q, layout.dtype, kv, wide);
+                let rotation = rope.at(first.position + token);
+                rotate_token(shape, rotation, qkv, q, layout.dtype, kv, wide);
             }
         },
     );
@@ -100,7 +127,7 @@ fn store_chunk(
 /// room for the same row in f32.
 fn rotate_token(
     shape: AttentionShape,
-    angles: (&[f32], &[f32]),
+    rotation: Rotation<'_>,
     qkv: &[f32],
     q: &mut [f32],
     dtype: KvDtype,
@@ -108,13 +135,13 @@ fn rotate_token(
     wide: &mut [f32],
 ) {
     match dtype {
-        KvDtype::F32 => rotate_token_wide(shape, angles, qkv, q, elements_mut(kv)),
+        KvDtype::F32 => rotate_token_wide(shape, rotation, qkv, q, elements_mut(kv)),
         KvDtype::F16 => {
-            rotate_token_wide(shape, angles, qkv, q, wide);
+            rotate_token_wide(shape, rotation, qkv, q, wide);
             kernels::narrow_f16(wide, elements_mut(kv));
         }
         KvDtype::Bf16 => {
-            rotate_token_wide(shape, angles, qkv, q, wide);
+            rotate_token_wide(shape, rotation, qkv, q, wide);
             kernels::narrow_bf16(wide, elements_mut(kv));
         }
     }
@@ -123,7 +150,7 @@ fn rotate_token(
 /// As [`rotate_token`], with `kv` as `(n_kv_heads, 2 x head_dim)` in f32.
 fn rotate_token_wide(
     shape: AttentionShape,
-    (cos, sin): (&[f32], &[f32]),
+    rotation: Rotation<'_>,
     qkv: &[f32],
     q: &mut [f32],
     kv: &mut [f32],
@@ -133,12 +160,12 @@ fn rotate_token_wide(
     let (k_in, v_in) = kv_in.split_at(shape.n_kv_heads * dim);
     let scale = 1.0 / (dim as f32).sqrt();
     for (x, out) in q_in.chunks(dim).zip(q.chunks_mut(dim)) {
-        kernels::rope_interleaved_head(x, cos, sin, out);
+        rotation.apply(x, out);
         out.iter_mut().for_each(|x| *x *= scale);
     }
     for ((k, v), out) in (k_in.chunks(dim).zip(v_in.chunks(dim))).zip(kv.chunks_mut(2 * dim)) {
         let (k_out, v_out) = out.split_at_mut(dim);
-        kernels::rope_interleaved_head(k, cos, sin, k_out);
+        rotation.apply(k, k_out);
         v_out.copy_from_slice(v);
     }
 }

@@ -11,9 +11,10 @@ use crate::model::parallel;
 /// Tokens of one unit of work; partial results are joined in order.
 const SEGMENT_TOKENS: usize = 64;
 
-/// Segments of a sequence whose newest token is at this place.
-fn segments(place: &Place<'_>) -> usize {
-    (place.position + 1).div_ceil(SEGMENT_TOKENS)
+/// Numbers of the segments that the newest token of a sequence sees something of.
+fn segments(shape: AttentionShape, place: &Place<'_>) -> Range<usize> {
+    let seen = shape.seen_from(place.position);
+    seen.start / SEGMENT_TOKENS..seen.end.div_ceil(SEGMENT_TOKENS)
 }
 
 /// Attention of one token of each sequence; see [`super::attend`].
@@ -43,7 +44,9 @@ pub fn attend_steps(
     // Of each segment: for every query head its max, its sum and (head_dim) accumulators.
     let part_width = dim + 2;
     let segment_width = shape.n_heads * part_width;
-    let n_segments: usize = places.iter().map(segments).sum();
+    let n_segments: usize = (places.iter())
+        .map(|place| segments(shape, place).len())
+        .sum();
     let parts = sized(&mut scratch.parts, n_segments * segment_width);
     parallel::for_rows_with(
         parts,
@@ -51,27 +54,21 @@ pub fn attend_steps(
         &mut scratch.threads,
         |units, parts, scratch| {
             for (unit, part) in units.zip(parts.chunks_mut(segment_width)) {
-                let (sequence, segment) = locate(places, unit);
+                let (sequence, segment) = locate(shape, places, unit);
                 let q = &q[sequence * q_width..][..q_width];
-                let first = segment * SEGMENT_TOKENS;
-                let last = (places[sequence].position + 1).min(first + SEGMENT_TOKENS);
-                attend_segment(
-                    shape,
-                    q,
-                    rows[sequence],
-                    first..last,
-                    part,
-                    &mut scratch.wide,
-                );
+                let seen = shape.seen_from(places[sequence].position);
+                let start = segment * SEGMENT_TOKENS;
+                let tokens = seen.start.max(start)..seen.end.min(start + SEGMENT_TOKENS);
+                attend_segment(shape, q, rows[sequence], tokens, part, &mut scratch.wide);
             }
         },
     );
     let parts = &*parts;
     parallel::for_rows(out, out_width, |sequences, out| {
         for (sequence, out) in sequences.zip(out.chunks_mut(out_width)) {
-            let before: usize = places[..sequence].iter().map(segments).sum();
-            let own =
-                &parts[before * segment_width..][..segments(&places[sequence]) * segment_width];
+            let count = |place: &Place<'_>| segments(shape, place).len();
+            let before: usize = places[..sequence].iter().map(count).sum();
+            let own = &parts[before * segment_width..][..count(&places[sequence]) * segment_width];
             let (heads, padding) = out.split_at_mut(q_width);
             for (head, out) in heads.chunks_mut(dim).enumerate() {
                 let parts = own.chunks(segment_width);
@@ -90,15 +87,18 @@ fn rows_up_to<'a>(place: &Place<'a>, layer: usize) -> Result<KvRows<'a>, KvError
     KvRows::read(place.cache, layer, place.position + 1)
 }
 
-/// The sequence that a unit of work belongs to, and which of its segments it is.
-fn locate(places: &[Place<'_>], unit: usize) -> (usize, usize) {
-    let mut segment = unit;
+/// The sequence that a unit of work belongs to, and the number of its segment.
+fn locate(shape: AttentionShape, places: &[Place<'_>], unit: usize) -> (usize, usize) {
+    let mut left = unit;
     let mut sequence = 0;
-    while segment >= segments(&places[sequence]) {
-        segment -= segments(&places[sequence]);
+    loop {
+        let segments = segments(shape, &places[sequence]);
+        if left < segments.len() {
+            return (sequence, segments.start + left);
+        }
+        left -= segments.len();
         sequence += 1;
     }
-    (sequence, segment)
 }
 
 /// All query heads of one token over the tokens of a segment.

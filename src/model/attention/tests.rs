@@ -1,13 +1,36 @@
 //! Every way through attention against the textbook, and against itself bit by bit.
 
 use super::*;
+use crate::model::architecture::RopePairs;
 use crate::model::kv_cache::KvLayout;
+use crate::model::shape::Rope;
 
 const SHAPE: AttentionShape = AttentionShape {
     n_heads: 6,
     n_kv_heads: 2,
     head_dim: 16,
+    window_tokens: None,
 };
+
+/// What a token sees: everything, a window inside a segment, some that begin amid segments and
+/// tiles of keys, itself alone, more than there is.
+const WINDOWS: [Option<usize>; 6] = [None, Some(20), Some(100), Some(550), Some(1), Some(700)];
+
+fn with_window(window_tokens: Option<usize>) -> AttentionShape {
+    AttentionShape {
+        window_tokens,
+        ..SHAPE
+    }
+}
+
+fn rope(max_tokens: usize) -> RopeTable {
+    let rope = Rope {
+        base: 10_000.0,
+        pairs: RopePairs::Neighbours,
+        divisors: None,
+    };
+    RopeTable::new(&rope, SHAPE.head_dim, max_tokens)
+}
 
 fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
@@ -34,12 +57,18 @@ fn layout(dtype: KvDtype) -> KvLayout {
 const OUT_WIDTH: usize = 100;
 
 /// Stores the rows of `qkv` and attends from them; the results without their padding.
-fn pass(rope: &RopeTable, qkv: &[f32], rows: Rows<'_>, scratch: &mut Scratch) -> Vec<f32> {
+fn pass(
+    shape: AttentionShape,
+    rope: &RopeTable,
+    qkv: &[f32],
+    rows: Rows<'_>,
+    scratch: &mut Scratch,
+) -> Vec<f32> {
     let n = qkv.len() / SHAPE.qkv_width();
     let mut q = vec![7.0; n * SHAPE.q_width()];
-    rotate_and_store(SHAPE, rope, qkv, rows, 0, &mut q, scratch).unwrap();
+    rotate_and_store(shape, rope, qkv, rows, 0, &mut q, scratch).unwrap();
     let mut out = vec![7.0; n * OUT_WIDTH];
-    attend(SHAPE, &q, rows, 0, &mut out, OUT_WIDTH, scratch).unwrap();
+    attend(shape, &q, rows, 0, &mut out, OUT_WIDTH, scratch).unwrap();
     let mut kept = Vec::new();
     for row in out.chunks(OUT_WIDTH) {
         let (heads, padding) = row.split_at(SHAPE.q_width());
@@ -50,10 +79,10 @@ fn pass(rope: &RopeTable, qkv: &[f32], rows: Rows<'_>, scratch: &mut Scratch) ->
 }
 
 /// Runs tokens through rope, cache and attention in the given chunks.
-fn run(chunks: &[usize], dtype: KvDtype) -> Vec<f32> {
+fn run(shape: AttentionShape, chunks: &[usize], dtype: KvDtype) -> Vec<f32> {
     let total: usize = chunks.iter().sum();
     let cache = &KvCache::new(layout(dtype), total);
-    let rope = RopeTable::new(10_000.0, SHAPE.head_dim, total);
+    let rope = rope(total);
     let qkv = noise(total * SHAPE.qkv_width(), 7);
     let mut scratch = Scratch::default();
     let mut out = Vec::new();
@@ -61,14 +90,14 @@ fn run(chunks: &[usize], dtype: KvDtype) -> Vec<f32> {
     for &n in chunks {
         let rows = &qkv[position * SHAPE.qkv_width()..][..n * SHAPE.qkv_width()];
         let first = Place { cache, position };
-        out.extend(pass(&rope, rows, Rows::Chunk(first), &mut scratch));
+        out.extend(pass(shape, &rope, rows, Rows::Chunk(first), &mut scratch));
         position += n;
     }
     out
 }
 
 /// The textbook way in f64, K and V heads repeated.
-fn plain(total: usize) -> Vec<f64> {
+fn plain(window: Option<usize>, total: usize) -> Vec<f64> {
     let qkv = noise(total * SHAPE.qkv_width(), 7);
     let dim = SHAPE.head_dim;
     let head = |t: usize, h: usize| &qkv[t * SHAPE.qkv_width() + h * dim..][..dim];
@@ -87,7 +116,8 @@ fn plain(total: usize) -> Vec<f64> {
         for h in 0..SHAPE.n_heads {
             let kv = SHAPE.n_heads + h / SHAPE.group();
             let q = rotate(t, head(t, h));
-            let scores: Vec<f64> = (0..=t)
+            let first = window.map_or(0, |w| (t + 1).saturating_sub(w));
+            let scores: Vec<f64> = (first..=t)
                 .map(|s| {
                     let k = rotate(s, head(s, kv));
                     q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() / (dim as f64).sqrt()
@@ -97,7 +127,10 @@ fn plain(total: usize) -> Vec<f64> {
             let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
             for i in 0..dim {
                 let v = |s: usize| f64::from(head(s, kv + SHAPE.n_kv_heads)[i]);
-                let x: f64 = (0..=t).map(|s| (scores[s] - top).exp() * v(s)).sum();
+                let weighted = (first..=t)
+                    .zip(&scores)
+                    .map(|(s, score)| (score - top).exp() * v(s));
+                let x: f64 = weighted.sum();
                 out.push(x / sum);
             }
         }
@@ -107,38 +140,52 @@ fn plain(total: usize) -> Vec<f64> {
 
 #[test]
 fn every_way_through_agrees_with_the_textbook() {
-    let total = 600;
-    let want = plain(total);
-    for (chunks, dtype, tolerance) in [
-        (vec![600], KvDtype::F32, 1e-5),
-        (vec![100, 37, 1, 462], KvDtype::F32, 1e-5),
-        (vec![598, 1, 1], KvDtype::F32, 1e-5),
-        (vec![599, 1], KvDtype::F16, 2e-3),
-        (vec![100, 498, 1, 1], KvDtype::Bf16, 1.6e-2),
-    ] {
-        let got = run(&chunks, dtype);
-        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            let error = (f64::from(*g) - w).abs();
-            assert!(
-                error < tolerance,
-                "{chunks:?} {dtype}: element {i}: {g} {w}"
-            );
+    for window in WINDOWS {
+        let want = plain(window, 600);
+        for (chunks, dtype, tolerance) in [
+            (vec![600], KvDtype::F32, 1e-5),
+            (vec![100, 37, 1, 462], KvDtype::F32, 1e-5),
+            (vec![598, 1, 1], KvDtype::F32, 1e-5),
+            (vec![599, 1], KvDtype::F16, 2e-3),
+            (vec![100, 498, 1, 1], KvDtype::Bf16, 1.6e-2),
+        ] {
+            let got = run(with_window(window), &chunks, dtype);
+            assert_eq!(got.len(), want.len());
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                let error = (f64::from(*g) - w).abs();
+                assert!(
+                    error < tolerance,
+                    "{window:?} {chunks:?} {dtype}: element {i}: {g} {w}"
+                );
+            }
         }
     }
 }
 
 #[test]
 fn chunks_aligned_to_the_query_block_give_the_same_bits() {
-    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
-        let whole = run(&[600], dtype);
-        assert_eq!(whole, run(&[128, 64, 320, 88], dtype));
+    for (dtype, window) in [
+        (KvDtype::F32, None),
+        (KvDtype::F16, None),
+        (KvDtype::Bf16, None),
+        (KvDtype::F32, Some(100)),
+    ] {
+        let shape = with_window(window);
+        let whole = run(shape, &[600], dtype);
+        assert_eq!(whole, run(shape, &[128, 64, 320, 88], dtype));
     }
 }
 
 #[test]
 fn sequences_stepped_together_have_the_bits_that_they_have_alone() {
-    let rope = RopeTable::new(10_000.0, SHAPE.head_dim, 400);
-    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+    let rope = rope(400);
+    for (dtype, window) in [
+        (KvDtype::F32, None),
+        (KvDtype::F16, None),
+        (KvDtype::Bf16, None),
+        (KvDtype::F32, Some(100)),
+    ] {
+        let shape = with_window(window);
         let lengths = [0, 1, 63, 64, 65, 200, 333];
         let mut scratch = Scratch::default();
         let mut sequences = |seed: u64| -> Vec<KvCache> {
@@ -150,7 +197,7 @@ fn sequences_stepped_together_have_the_bits_that_they_have_alone() {
                         cache: &cache,
                         position: 0,
                     };
-                    pass(&rope, &qkv, Rows::Chunk(first), &mut scratch);
+                    pass(shape, &rope, &qkv, Rows::Chunk(first), &mut scratch);
                 }
                 cache
             };
@@ -163,12 +210,18 @@ fn sequences_stepped_together_have_the_bits_that_they_have_alone() {
             position: KvCache::len_tokens(cache),
         };
         let places: Vec<_> = together.iter().map(place).collect();
-        let got = pass(&rope, &qkv, Rows::Steps(&places), &mut scratch);
+        let got = pass(shape, &rope, &qkv, Rows::Steps(&places), &mut scratch);
         let mut want = Vec::new();
         for (qkv, cache) in qkv.chunks(SHAPE.qkv_width()).zip(&alone) {
-            want.extend(pass(&rope, qkv, Rows::Steps(&[place(cache)]), &mut scratch));
+            want.extend(pass(
+                shape,
+                &rope,
+                qkv,
+                Rows::Steps(&[place(cache)]),
+                &mut scratch,
+            ));
         }
-        assert_eq!(got, want, "{dtype}");
+        assert_eq!(got, want, "{dtype} {window:?}");
         for (cache, n) in together.iter().zip(lengths) {
             assert_eq!(cache.len_tokens(), n + 1);
         }
