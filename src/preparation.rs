@@ -25,7 +25,7 @@ use crate::metrics::{
 };
 use crate::model::cache_pool::CachePool;
 use crate::model::engine::Engine;
-use crate::model::source::{self, ModelFile, ModelSpec};
+use crate::model::source::{self, Location, ModelFiles, ModelSpec};
 use crate::node;
 use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
@@ -160,10 +160,21 @@ fn new_folder(wanted: &Path) -> std::io::Result<PathBuf> {
 /// The record's name in an output folder.
 pub const RUN_FILE: &str = "run.json";
 
-/// Finds or fetches the model file.
-pub fn model_file(args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<ModelFile> {
+/// Finds or fetches the model's files.
+pub fn model_file(args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<ModelFiles> {
     let spec = ModelSpec::parse(&args.model)?;
     Ok(source::resolve(&spec, args.offline, terminal.fetch())?)
+}
+
+/// The GGUF file of a model; what loads a folder is to take the place of this function.
+pub fn gguf_alone(files: &ModelFiles) -> Result<&Path, Failure> {
+    match &files.location {
+        Location::Gguf(path) => Ok(path),
+        Location::Folder(path) => Err(Failure::Setting(format!(
+            "{} is here, but this build runs no safetensors: pass a GGUF file",
+            path.display()
+        ))),
+    }
 }
 
 /// A loaded model.
@@ -175,12 +186,12 @@ pub struct Loaded {
 }
 
 /// Loads the model.
-pub fn load(file: &ModelFile, args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<Loaded> {
+pub fn load(file: &ModelFiles, args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<Loaded> {
     let started = Instant::now();
     let task = terminal.task("loading the model", 1);
     let progress = |done: usize, total: usize| task.layers(done, total);
     let engine = Engine::load(
-        &file.path,
+        gguf_alone(file)?,
         &file.name,
         &file.sha256,
         args.weights,
