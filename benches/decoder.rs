@@ -97,7 +97,11 @@ fn tiny(criterion: &mut Criterion) {
 fn default_model(criterion: &mut Criterion) {
     let spec = ModelSpec::default();
     match source::resolve(&spec, true, Progress::Quiet) {
-        Ok(file) => measure(criterion, &file.name, &load(&file.path, &file.sha256)),
+        Ok(file) => measure(
+            criterion,
+            &file.name,
+            &load(file.location.path(), &file.sha256),
+        ),
         Err(_) => println!(
             "decoder/{spec}: skipped, for the model is not in the cache: `disagg-bench baseline` \
              fetches it"

@@ -50,7 +50,7 @@ fn main() {
             if phase == "find" {
                 return;
             }
-            load(&file.path, &file.sha256)
+            load(file.location.path(), &file.sha256)
         }
     };
     let prompt: Vec<u32> = (0..PROMPT_TOKENS as u32).map(|i| i % 250).collect();

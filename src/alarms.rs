@@ -27,6 +27,7 @@ const QUOTED_CHARS: usize = 160;
 pub fn alarms(record: &Record, cases: &[SummaryCase]) -> Vec<String> {
     [
         machine::debug_build(record),
+        machine::random_weights(record),
         failed_requests(&record.cases),
         too_few_samples(cases),
         unexplained_residual(record, cases),

@@ -102,9 +102,14 @@ pub struct GlobalArgs {
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Built-in name (smollm2-135m) or path of a GGUF file
+    /// Built-in name (smollm2-135m), GGUF file, folder with safetensors, a hub's org/name,
+    /// org/name@revision or org/name:file.gguf, or random weights of a shape: dummy:NAME (of the
+    /// table that `project --model` knows) or dummy:config.json
     #[arg(long, default_value = "smollm2-135m", value_name = "MODEL")]
     pub model: String,
+    /// Of random weights: so many of the shape's layers [default: all]
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
     /// What the matrices become at load [default: as-is where all run on fast
     /// kernels here, else q8; f32 for a file of floats]
     #[arg(long, value_name = "FORMAT")]
@@ -115,7 +120,7 @@ pub struct ModelArgs {
     /// Keep this process, compute and network, on these cores, such as 0,2-3 [default: anywhere]
     #[arg(long, value_name = "LIST")]
     pub cores: Option<CoreList>,
-    /// Fetch nothing: the model must be in the cache
+    /// Fetch nothing: the model must be in the cache (HF_HUB_OFFLINE=1 does so for hubs)
     #[arg(long)]
     pub offline: bool,
 }
@@ -276,7 +281,8 @@ pub struct RetryArgs {
 #[command(after_help = "Examples:
   disagg-bench baseline
   disagg-bench baseline --prompt-tokens 128,512 --output-tokens 50 --repeats 10
-  disagg-bench baseline --model model.gguf --format json -o summary.json")]
+  disagg-bench baseline --model model.gguf --format json -o summary.json
+  disagg-bench baseline --model TheBloke/Llama-2-7B-GGUF:llama-2-7b.Q8_0.gguf")]
 pub struct BaselineArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -552,7 +558,11 @@ pub struct CompletionsArgs {
 #[command(after_help = "Examples:
   disagg-bench models list
   disagg-bench models show model.gguf --weights q8    as it would run
-  disagg-bench models fetch smollm2-135m              before going offline")]
+  disagg-bench models fetch org/name                  before going offline
+  disagg-bench models verify smollm2-135m             reads all of it again
+
+Variables: DISAGG_CACHE; of hubs HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
+HF_HUB_OFFLINE; docs/models.md has them all.")]
 pub struct ModelsArgs {
     #[command(subcommand)]
     pub command: ModelsCommand,
@@ -560,7 +570,7 @@ pub struct ModelsArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
-    /// The built-in names, and where their files are
+    /// The built-in names and what the hub's cache holds, as --model takes them
     #[command(after_help = "Example:
   disagg-bench models list")]
     List,
@@ -568,10 +578,20 @@ pub enum ModelsCommand {
     #[command(after_help = "Example:
   disagg-bench models show model.gguf --weights q8")]
     Show(ShowModelArgs),
-    /// Fetch the file into the model cache and check it
-    #[command(after_help = "Example:
-  disagg-bench models fetch smollm2-135m")]
+    /// Fetch what is missing of a model into its cache and check it
+    #[command(after_help = "Examples:
+  disagg-bench models fetch smollm2-135m
+  disagg-bench models fetch TinyLlama/TinyLlama-1.1B-Chat-v1.0
+  HF_TOKEN=... disagg-bench models fetch org/gated-model@main")]
     Fetch(NamedModelArgs),
+    /// Read a cached model whole and compare it with what is pinned for it
+    #[command(after_help = "Example:
+  disagg-bench models verify org/name    exit code 3 if a file is damaged")]
+    Verify(CachedModelArgs),
+    /// Delete what this tool itself fetched of a model; nothing else, and it does not ask
+    #[command(after_help = "Example:
+  disagg-bench models remove org/name")]
+    Remove(CachedModelArgs),
 }
 
 #[derive(Debug, Args)]
@@ -658,12 +678,20 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 
 #[derive(Debug, Args)]
 pub struct NamedModelArgs {
-    /// Built-in name or path of a GGUF file
+    /// Built-in name, GGUF file, folder with safetensors, or a hub's org/name, org/name@revision or
+    /// org/name:file.gguf
     #[arg(default_value = "smollm2-135m", value_name = "MODEL")]
     pub model: String,
-    /// Fetch nothing: the model must be in the cache
+    /// Fetch nothing: the model must be in the cache (HF_HUB_OFFLINE=1 does so for hubs)
     #[arg(long)]
     pub offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CachedModelArgs {
+    /// Built-in name, or a hub's org/name, org/name@revision or org/name:file.gguf
+    #[arg(value_name = "MODEL")]
+    pub model: String,
 }
 
 /// Reads a size such as `64KiB`, `10MB` or `4096`.

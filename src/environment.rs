@@ -11,7 +11,7 @@ mod processor;
 
 pub use activity::{Activity, MemoryCopy};
 pub use build::Build;
-pub use host::Host;
+pub use host::{Host, available_memory_bytes};
 pub use nic::{NetworkInterface, carrying_interface, congestion_control, interfaces};
 pub use process::{
     current_core, process_peak_rss_bytes, process_rss_bytes, reset_peak_rss, thread_cpu_time,

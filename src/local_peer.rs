@@ -5,7 +5,6 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -74,12 +73,12 @@ pub struct Placing<'a> {
 impl LocalPeer {
     /// Starts the child; it loads its model while this process goes on.
     pub fn start(
-        model: &Path,
+        model: &[OsString],
         weights: Option<WeightsFormat>,
         threads: usize,
         placing: Placing<'_>,
     ) -> Result<Self, Failure> {
-        let mut arguments = vec![OsString::from("--model"), model.into()];
+        let mut arguments = model.to_vec();
         arguments.extend(["--threads".into(), threads.to_string().into()]);
         if let Some(cores) = placing.cores {
             arguments.extend(["--cores".into(), cores.to_string().into()]);

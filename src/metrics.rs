@@ -237,6 +237,10 @@ pub struct ModelRecord {
     /// records from before they were counted.
     #[serde(default)]
     pub layer_weights: Option<u64>,
+    /// Layers of the shape that random weights were made for, of which `n_layers` ran; null for the
+    /// weights of a model.
+    #[serde(default)]
+    pub random_of_layers: Option<u32>,
     /// Time from opening the file to being ready.
     pub load_ns: u64,
 }

@@ -72,10 +72,10 @@ pub fn introduction_for_link(environment: &Environment) -> anyhow::Result<Introd
 /// What a node with a model says of itself in the handshake.
 pub fn introduction(engine: &Engine, environment: &Environment) -> anyhow::Result<Introduction> {
     let shape = engine.shape();
-    let layer = LayerLayout {
+    let layer = |window: &Option<usize>| LayerLayout {
         n_kv_heads: shape.n_kv_heads as u32,
         head_dim: shape.head_dim as u32,
-        window: None,
+        window: window.map(|tokens| tokens as u32),
     };
     let bare = introduction_for_link(environment)?;
     Ok(Introduction {
@@ -84,7 +84,7 @@ pub fn introduction(engine: &Engine, environment: &Environment) -> anyhow::Resul
             weights: engine.identity.weights.clone(),
             fingerprint: engine.identity.fingerprint(),
         }),
-        layout: Some(CacheLayout::new(vec![layer; shape.n_layers])),
+        layout: Some(CacheLayout::new(shape.windows.iter().map(layer).collect())),
         limits: Limits {
             max_tokens: u32::try_from(shape.context_tokens).unwrap_or(u32::MAX),
             ..bare.limits

@@ -24,8 +24,10 @@ use crate::metrics::{
     Environments, Memory, ModelRecord, Observed, Record, RunInfo, SCHEMA_VERSION, Setting, Status,
 };
 use crate::model::cache_pool::CachePool;
+use crate::model::checkpoint::Checkpoint;
 use crate::model::engine::Engine;
-use crate::model::source::{self, ModelFile, ModelSpec};
+use crate::model::memory;
+use crate::model::source::{self, ModelFiles, ModelSpec};
 use crate::node;
 use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
@@ -160,9 +162,9 @@ fn new_folder(wanted: &Path) -> std::io::Result<PathBuf> {
 /// The record's name in an output folder.
 pub const RUN_FILE: &str = "run.json";
 
-/// Finds or fetches the model file.
-pub fn model_file(args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<ModelFile> {
-    let spec = ModelSpec::parse(&args.model)?;
+/// Finds or fetches the model's files.
+pub fn model_file(args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<ModelFiles> {
+    let spec = ModelSpec::parse(&args.model)?.with_layers(args.layers)?;
     Ok(source::resolve(&spec, args.offline, terminal.fetch())?)
 }
 
@@ -170,24 +172,37 @@ pub fn model_file(args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<Model
 pub struct Loaded {
     /// Ready to run.
     pub engine: Arc<Engine>,
+    /// Layers of the shape that its random weights are taken of, where it has such.
+    pub random_of_layers: Option<u32>,
     /// From opening the file to being ready.
     pub load_ns: u64,
 }
 
-/// Loads the model.
-pub fn load(file: &ModelFile, args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<Loaded> {
+/// Loads the model, where it fits into this machine's memory.
+pub fn load(files: &ModelFiles, args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<Loaded> {
     let started = Instant::now();
+    let checkpoint = Checkpoint::of(files)?;
+    memory::check(
+        &checkpoint,
+        args.weights,
+        environment::available_memory_bytes(),
+    )?;
     let task = terminal.task("loading the model", 1);
     let progress = |done: usize, total: usize| task.layers(done, total);
-    let engine = Engine::load(
-        &file.path,
-        &file.name,
-        &file.sha256,
+    let engine = Engine::from_checkpoint(
+        &checkpoint,
+        &files.name,
+        &files.sha256,
         args.weights,
         &progress,
     )?;
+    let random_of_layers = match &checkpoint {
+        Checkpoint::Random(random) => Some(random.of_layers as u32),
+        Checkpoint::Gguf(_) | Checkpoint::Folder(_) => None,
+    };
     Ok(Loaded {
         engine: Arc::new(engine),
+        random_of_layers,
         load_ns: started.elapsed().as_nanos() as u64,
     })
 }
@@ -304,6 +319,7 @@ pub fn record(
             head_dim: shape.head_dim as u32,
             kv_bytes_per_token: shape.kv_layout(request.kv_dtype).bytes_per_token() as u64,
             layer_weights: Some(shape.layer_weights()),
+            random_of_layers: loaded.random_of_layers,
             load_ns: loaded.load_ns,
         },
         link: None,

@@ -27,9 +27,9 @@ fn a_model_that_is_no_gguf_file_is_refused() {
         ("empty.gguf", "is empty"),
         ("magic.gguf", "truncated"),
         ("none.gguf", "no model file at none.gguf"),
-        (".", "a folder"),
+        (".", "it holds no safetensors but GGUF"),
         ("smollm3", "no model and no file is called `smollm3`"),
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "a hub name"),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "fetching is off"),
         ("dummy:llama-70b", "random weights"),
     ];
     for (model, part) in cases {

@@ -25,7 +25,7 @@ use disagg_bench::model::engine::Engine;
 use disagg_bench::model::gguf::Gguf;
 use disagg_bench::model::kv_cache::{KvCache, KvDtype};
 use disagg_bench::model::logits::Logits;
-use disagg_bench::model::source::{self, ModelFile, ModelSpec, Progress, SourceError};
+use disagg_bench::model::source::{self, ModelFiles, ModelSpec, Progress, SourceError};
 use disagg_bench::model::tokenizer::Tokenizer;
 use disagg_bench::model::weights::WeightsFormat;
 
@@ -74,7 +74,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// The default model's file, or `None` where it may be absent and is.
-fn model_file(fixture: &Fixture) -> anyhow::Result<Option<ModelFile>> {
+fn model_file(fixture: &Fixture) -> anyhow::Result<Option<ModelFiles>> {
     let given = std::env::var_os("DISAGG_REFERENCE_MODEL").map(PathBuf::from);
     let spec = given.map_or_else(ModelSpec::default, ModelSpec::File);
     match source::resolve(&spec, true, Progress::Quiet) {
@@ -82,7 +82,7 @@ fn model_file(fixture: &Fixture) -> anyhow::Result<Option<ModelFile>> {
             anyhow::ensure!(
                 file.sha256 == fixture.model.sha256,
                 "{} is not the file that the reference was made from",
-                file.path.display()
+                file.location.path().display()
             );
             Ok(Some(file))
         }
@@ -103,7 +103,7 @@ fn load(format: WeightsFormat) -> anyhow::Result<Option<(Fixture, Engine)>> {
         return Ok(None);
     };
     let engine = Engine::load(
-        &file.path,
+        file.location.path(),
         &file.name,
         &file.sha256,
         Some(format),
@@ -174,7 +174,7 @@ fn tokens_and_chat_texts_are_those_of_the_reference() -> anyhow::Result<()> {
     let Some(file) = model_file(&fixture)? else {
         return Ok(());
     };
-    let gguf = Gguf::open(&file.path)?;
+    let gguf = Gguf::open(file.location.path())?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
 
     for entry in &fixture.tokenizer {
@@ -322,7 +322,7 @@ fn candle_agrees_on_the_default_model() -> anyhow::Result<()> {
     let Some(file) = model_file(&fixture)? else {
         return Ok(());
     };
-    let mut candle = CandleLlama::open(&file.path)?;
+    let mut candle = CandleLlama::open(file.location.path())?;
     // Candle's Q4_1 is too slow for the long ones.
     for prompt in fixture.prompts.iter().filter(|p| p.ids.len() <= 60) {
         let theirs = candle.prefill(&prompt.ids)?;

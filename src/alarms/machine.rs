@@ -46,6 +46,22 @@ pub(super) fn debug_build(record: &Record) -> Option<String> {
     ))
 }
 
+pub(super) fn random_weights(record: &Record) -> Option<String> {
+    let model = &record.model;
+    let of_layers = model.random_of_layers?;
+    let part = match model.n_layers == of_layers {
+        true => String::new(),
+        false => format!(
+            " of {} of its {of_layers} layers, and so are bytes and times",
+            model.n_layers
+        ),
+    };
+    Some(format!(
+        "the weights are random{part}: the answers mean nothing, and a model's own weights give its \
+         own answers; use them before you decide"
+    ))
+}
+
 pub(super) fn shared_cores(record: &Record) -> Option<String> {
     (record.environment.shared_machine()).then(|| {
         "both nodes share one machine, its cores and its memory bus: for your own link, start serve-decode on a second machine and give --peer HOST:PORT".to_owned()

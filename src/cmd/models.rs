@@ -1,13 +1,15 @@
-//! `models`: what can be run by name, and what a model file holds and becomes.
+//! `models`: what can be run by name, what a model holds and becomes, and what is kept of it.
 
 use tabled::builder::Builder;
-use tabled::settings::Style;
+use tabled::settings::object::Columns;
+use tabled::settings::{Alignment, Style};
 
 use crate::cli::{ModelsArgs, ModelsCommand, NamedModelArgs};
+use crate::failure::Failure;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::engine::ModelIdentity;
 use crate::model::kv_cache::KvDtype;
-use crate::model::source::{self, BUILT_IN_MODELS, ModelFile, ModelSpec, SourceError};
+use crate::model::source::{self, Finding, Format, ModelFiles, ModelSpec, Removed, SourceError};
 use crate::model::weights::WeightsFormat;
 use crate::report::prose::unpadded;
 use crate::terminal::{self, Terminal};
@@ -15,66 +17,113 @@ use crate::terminal::{self, Terminal};
 /// Prompt lengths whose cache is shown.
 const LENGTHS: [usize; 3] = [1_000, 8_000, 128_000];
 
-/// Lists, shows or fetches.
+/// Lists, shows, fetches, checks or removes.
 pub fn run(args: &ModelsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     match &args.command {
-        ModelsCommand::List => terminal::print(&list(terminal)?),
+        ModelsCommand::List => terminal::print(&list()?),
         ModelsCommand::Show(args) => {
-            let file = resolve(&args.named, terminal)?;
-            terminal::print(&show(&file, args.weights)?)
+            let files = resolve(&args.named, terminal)?;
+            terminal::print(&show(&files, args.weights)?)
         }
         ModelsCommand::Fetch(model) => {
-            let file = resolve(model, terminal)?;
-            terminal::print(&format!("{}: {}", file.name, file.path.display()))
+            let files = resolve(model, terminal)?;
+            let place = files.location.path().map_or_else(
+                || "random weights, made when they are needed".to_owned(),
+                |path| path.display().to_string(),
+            );
+            terminal::print(&format!("{}: {place}", files.name))
+        }
+        ModelsCommand::Verify(model) => verify(&model.model),
+        ModelsCommand::Remove(model) => {
+            let removed = source::remove(&ModelSpec::parse(&model.model)?)?;
+            terminal::print(&gone(&model.model, &removed))
         }
     }
 }
 
-fn resolve(args: &NamedModelArgs, terminal: &Terminal) -> Result<ModelFile, SourceError> {
+fn resolve(args: &NamedModelArgs, terminal: &Terminal) -> Result<ModelFiles, SourceError> {
     let spec = ModelSpec::parse(&args.model)?;
     source::resolve(&spec, args.offline, terminal.fetch())
 }
 
-fn list(terminal: &Terminal) -> anyhow::Result<String> {
+fn list() -> anyhow::Result<String> {
     let mut table = Builder::default();
-    let mut paths = Vec::new();
-    table.push_record(["model", "file", "bytes", "here"]);
-    for model in &BUILT_IN_MODELS {
-        let found = source::resolve(&ModelSpec::BuiltIn(model), true, terminal.fetch());
-        table.push_record([
-            model.name.to_owned(),
-            model.file_name.to_owned(),
-            model.bytes.to_string(),
-            match found {
-                Ok(file) => {
-                    paths.push(format!("{}: {}", model.name, file.path.display()));
-                    "yes".to_owned()
-                }
-                Err(SourceError::NotFetched { .. }) => "not fetched yet".to_owned(),
-                Err(error) => error.to_string(),
-            },
-        ]);
+    let mut below = Vec::new();
+    table.push_record(["model", "weights", "MB", "here"]);
+    for model in source::held()? {
+        let format = match model.format {
+            Format::Gguf => "GGUF",
+            Format::Safetensors => "safetensors",
+        };
+        let megabytes = format!("{:.1}", model.bytes as f64 / 1e6);
+        let here = match model.lacks {
+            None => "yes",
+            Some(_) => "no",
+        };
+        // Below the table: paths and reasons are as long as they are.
+        below.push(match model.lacks {
+            None => format!("{}: {}", model.name, model.path.display()),
+            Some(why) => format!("{}: {why}", model.name),
+        });
+        table.push_record([model.name, format.to_owned(), megabytes, here.to_owned()]);
     }
-    let table = unpadded(&table.build().with(Style::blank()).to_string());
-    // Below it: a path is as long as it is.
-    Ok([&[table][..], &paths].concat().join("\n"))
+    let mut table = table.build();
+    table
+        .with(Style::blank())
+        .modify(Columns::one(2), Alignment::right());
+    Ok([unpadded(&table.to_string()), below.join("\n")].join("\n\n"))
+}
+
+/// Names every file with what was found; a damaged one ends in an error that says what to do.
+fn verify(model: &str) -> anyhow::Result<()> {
+    let mut damaged = Vec::new();
+    for checked in source::verify(&ModelSpec::parse(model)?)? {
+        let path = checked.path.display();
+        match checked.finding {
+            Finding::Genuine => terminal::print(&format!("as pinned: {path}"))?,
+            Finding::Unpinned => terminal::print(&format!("no SHA-256 is pinned: {path}"))?,
+            Finding::Damaged(mismatch) => damaged.push(format!("{path} is damaged ({mismatch})")),
+        }
+    }
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Setting(format!(
+        "{}: delete what is damaged and run `{} models fetch {model}`",
+        damaged.join("; "),
+        env!("CARGO_PKG_NAME")
+    ))
+    .into())
+}
+
+fn gone(model: &str, removed: &Removed) -> String {
+    let megabytes = removed.bytes as f64 / 1e6;
+    let left = (removed.is_left.as_ref()).map_or(String::new(), |folder| {
+        format!("; what others put there is left: {}", folder.display())
+    });
+    format!(
+        "{model}: removed {} files, {megabytes:.1} MB{left}",
+        removed.files
+    )
 }
 
 /// The file, its shape, what its matrices become and what its caches take.
-fn show(file: &ModelFile, weights: Option<WeightsFormat>) -> anyhow::Result<String> {
-    let checkpoint = Checkpoint::open(&file.path)?;
+fn show(file: &ModelFiles, weights: Option<WeightsFormat>) -> anyhow::Result<String> {
+    let checkpoint = Checkpoint::of(file)?;
     let shape = checkpoint.shape()?;
     let formats = checkpoint.matrix_formats();
     let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&formats));
     let identity = ModelIdentity {
         name: file.name.clone(),
         file_sha256: file.sha256.clone(),
-        weights: format.label(&formats),
+        weights: checkpoint.weights_label(format),
     };
     let mut table = Builder::default();
     let mut row = |name: &str, value: String| table.push_record([name.to_owned(), value]);
     row("model", file.name.clone());
-    row("file", file.path.display().to_string());
+    if let Some(path) = file.location.path() {
+        row("file", path.display().to_string());
+    }
     row("from", file.origin.to_string());
     row("bytes", file.bytes.to_string());
     row("SHA-256", file.sha256.clone());

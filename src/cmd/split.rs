@@ -66,7 +66,7 @@ pub fn run(
             };
             let weights = args.model.weights;
             Some(LocalPeer::start(
-                &file.path,
+                &file.arguments(),
                 weights,
                 decode_threads,
                 placing,

@@ -49,6 +49,15 @@ impl Host {
     }
 }
 
+/// Memory that this process may still take, in bytes; `None` where the system does not tell.
+pub fn available_memory_bytes() -> Option<u64> {
+    let memory_only = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
+    let system = System::new_with_specifics(memory_only).ok()?;
+    let of_group = system.cgroup_limits().map(|limits| limits.free_memory);
+    let available = system.available_memory();
+    Some(of_group.map_or(available, |free| free.min(available)))
+}
+
 /// The host's name goes in too, as copies of a virtual machine often share their machine-id; and
 /// the id itself may not leave the machine, as its manual demands.
 fn machine_id(machine_file: Option<&str>, hostname: &str) -> String {

@@ -8,9 +8,11 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use super::ModelError;
 use super::folder::ModelFolder;
 use super::gguf::Gguf;
-use super::random::RandomWeights;
+use super::random::RandomModel;
 use super::shape::ModelShape;
+use super::source::{Location, ModelFiles};
 use super::tensor_name::TensorName;
+use super::weights::WeightsFormat;
 
 /// An open source of weights.
 pub enum Checkpoint {
@@ -19,10 +21,18 @@ pub enum Checkpoint {
     /// A folder as the hub keeps models.
     Folder(ModelFolder),
     /// Weights that a seed gives.
-    Random(RandomWeights),
+    Random(Box<RandomModel>),
 }
 
 impl Checkpoint {
+    /// Opens a model that was found.
+    pub fn of(files: &ModelFiles) -> Result<Self, ModelError> {
+        Ok(match &files.location {
+            Location::Gguf(path) | Location::Folder(path) => Self::open(path)?,
+            Location::Random(random) => Self::Random(random.clone()),
+        })
+    }
+
     /// Opens a GGUF file, or a folder with `config.json` and safetensors.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         Ok(match path.is_dir() {
@@ -54,7 +64,7 @@ impl Checkpoint {
                 let unknown = folder.unknown_tensor(&TensorName::all(&shape));
                 (shape, unknown)
             }
-            Self::Random(random) => (random.shape().clone(), None),
+            Self::Random(random) => (random.shape.clone(), None),
         };
         match unknown {
             Some(name) => Err(self.error(format!(
@@ -85,13 +95,32 @@ impl Checkpoint {
             .map_err(|e| self.error(format!("tensor {name:?}: {e}")))
     }
 
+    /// Element format and number of elements of every matrix.
+    pub fn matrices(&self) -> Vec<(GgmlDType, usize)> {
+        match self {
+            Self::Gguf(gguf) => gguf.matrices().collect(),
+            Self::Folder(folder) => folder.matrices().collect(),
+            Self::Random(random) => random.matrices().collect(),
+        }
+    }
+
+    /// What runs and what it was made of, such as `as-is: q4_1, q8_0`: part of what must be equal
+    /// on both nodes.
+    pub fn weights_label(&self, format: WeightsFormat) -> String {
+        let label = format.label(&self.matrix_formats());
+        match self {
+            Self::Random(random) => {
+                let (layers, of) = (random.shape.n_layers, random.of_layers);
+                format!("{label} (random, {layers} of {of} layers)")
+            }
+            _ => label,
+        }
+    }
+
     /// Element format of every matrix, without repetition, sorted by name.
     pub fn matrix_formats(&self) -> Vec<GgmlDType> {
-        let mut formats: Vec<GgmlDType> = match self {
-            Self::Gguf(gguf) => gguf.matrices().map(|(format, _)| format).collect(),
-            Self::Folder(folder) => folder.matrices().map(|(format, _)| format).collect(),
-            Self::Random(_) => vec![RandomWeights::FORMAT],
-        };
+        let formats = self.matrices().into_iter().map(|(format, _)| format);
+        let mut formats: Vec<GgmlDType> = formats.collect();
         formats.sort_by_key(|f| format!("{f:?}"));
         formats.dedup();
         formats

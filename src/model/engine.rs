@@ -83,7 +83,7 @@ impl Engine {
         let identity = ModelIdentity {
             name: name.to_string(),
             file_sha256: file_sha256.to_string(),
-            weights: format.label(&formats),
+            weights: checkpoint.weights_label(format),
         };
         Ok(Self {
             identity,

@@ -57,6 +57,11 @@ struct Index {
     weight_map: HashMap<String, String>,
 }
 
+/// The shape that the text of a `config.json` describes, without the weights beside it.
+pub fn shape_of_config(text: &str) -> Result<ModelShape, String> {
+    config::shape(text, true)
+}
+
 /// Names of a folder's weight files, from its index where there is one. They are bare names.
 pub fn weight_files(folder: &Path) -> Result<BTreeSet<String>, String> {
     let index = folder.join(INDEX_FILE);

@@ -16,6 +16,7 @@ pub mod kv_cache;
 pub mod kv_int8;
 pub mod logits;
 pub mod mapped;
+pub mod memory;
 pub mod packed;
 mod parallel;
 pub mod published;

@@ -1,6 +1,8 @@
 //! Shapes of caches that models keep, without their weights: a table of published ones, and what a
 //! `config.json` says.
 
+mod stand_in;
+
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -41,6 +43,19 @@ pub struct PublishedShape {
     head_dim: Option<u64>,
     kv_lora_rank: Option<u64>,
     qk_rope_head_dim: Option<u64>,
+    /// What caches do not depend on; a `config.json` is not asked for it.
+    #[serde(flatten)]
+    sizes: Sizes,
+}
+
+/// Sizes of a decoder beside those of its caches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+struct Sizes {
+    hidden: usize,
+    /// Of experts: those that a token goes through.
+    feed_forward: usize,
+    heads: usize,
+    vocabulary: usize,
 }
 
 impl PublishedShape {
@@ -73,13 +88,17 @@ impl PublishedShape {
         self.row_elements() * ELEMENT_BYTES
     }
 
-    /// Bytes of the cache of a prompt, layer by layer; sliding and full layers take turns.
-    pub fn layer_bytes(&self, prompt_tokens: u64, element_bytes: u64) -> Vec<u64> {
+    /// Whether each layer keeps all tokens; sliding and full layers take turns.
+    fn full_layers(&self) -> impl Iterator<Item = bool> {
         let (n, full) = (u64::from(self.n_layers()), u64::from(self.layers_full));
+        (0..n).map(move |layer| (layer + 1) * full / n > layer * full / n)
+    }
+
+    /// Bytes of the cache of a prompt, layer by layer.
+    pub fn layer_bytes(&self, prompt_tokens: u64, element_bytes: u64) -> Vec<u64> {
         let row_bytes = self.row_elements() * element_bytes;
-        (0..n)
-            .map(|layer| {
-                let is_full = (layer + 1) * full / n > layer * full / n;
+        (self.full_layers())
+            .map(|is_full| {
                 let kept_tokens = match is_full {
                     true => prompt_tokens,
                     false => prompt_tokens.min(self.window),
@@ -122,6 +141,7 @@ impl Config<'_> {
             head_dim,
             kv_lora_rank: latent,
             qk_rope_head_dim: self.count("qk_rope_head_dim", MAX_WIDTH)?,
+            sizes: Sizes::default(),
         };
         match shape.row_elements() {
             1..=MAX_ROW_ELEMENTS => Ok(shape),

@@ -18,25 +18,20 @@ use super::tensor_name::{LayerTensor, TensorName};
 /// Standard deviation of evenly spread signed bytes.
 const BYTE_DEVIATION: f32 = 73.9;
 
-/// Random weights of a shape.
-pub struct RandomWeights {
-    shape: ModelShape,
-    seed: u64,
+/// Random weights of a shape, each made when it is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RandomModel {
+    /// Sizes and constants of the decoder.
+    pub shape: ModelShape,
+    /// Layers of the shape that these are taken of.
+    pub of_layers: usize,
+    /// What the weights follow from.
+    pub seed: u64,
 }
 
-impl RandomWeights {
+impl RandomModel {
     /// Every matrix is of this format: what serves most models in a byte a weight.
     pub const FORMAT: GgmlDType = GgmlDType::Q8_0;
-
-    /// Weights of a shape.
-    pub fn new(shape: ModelShape, seed: u64) -> Self {
-        Self { shape, seed }
-    }
-
-    /// Sizes and constants of the decoder.
-    pub fn shape(&self) -> &ModelShape {
-        &self.shape
-    }
 
     /// An error about these weights.
     pub fn error(&self, why: impl Into<String>) -> ModelError {
@@ -65,6 +60,14 @@ impl RandomWeights {
         QStorage::from_data(Cow::Owned(bytes), &Device::Cpu, Self::FORMAT)
             .and_then(|storage| QTensor::new(storage, (rows, width)))
             .map_err(|e| self.error(format!("tensor {name:?}: {e}")))
+    }
+
+    /// Element format and number of elements of every matrix.
+    pub fn matrices(&self) -> impl Iterator<Item = (GgmlDType, usize)> {
+        let dims = TensorName::all(&self.shape).into_iter();
+        let dims = dims.map(|name| name.dims(&self.shape));
+        let matrices = dims.filter(|dims| dims.len() == 2);
+        matrices.map(|dims| (Self::FORMAT, dims.iter().product()))
     }
 
     /// Norms that change nothing, and no biases.

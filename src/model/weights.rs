@@ -63,6 +63,21 @@ impl WeightsFormat {
         }
     }
 
+    /// Bytes that a matrix takes as loaded, candle's packed copy of it included.
+    pub fn loaded_bytes(self, from: GgmlDType, elements: usize) -> u64 {
+        let own = Kernel::here();
+        let (format, is_own) = match self {
+            Self::F32 => return (elements * size_of::<f32>()) as u64,
+            Self::Q8 => (GgmlDType::Q8_0, own.pays()),
+            Self::AsIs => (from, own.pays() && is_packable(&from)),
+        };
+        let bytes = (elements.div_ceil(format.block_size()) * format.type_size()) as u64;
+        match is_own {
+            true => bytes,
+            false => 2 * bytes,
+        }
+    }
+
     /// What computes on this machine, such as `matrices own, avx512-vnni; vectors avx512`.
     pub fn kernels(self, formats: &[GgmlDType]) -> String {
         let own = Kernel::here();

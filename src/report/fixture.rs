@@ -257,6 +257,7 @@ pub fn record(cases: Vec<Case>) -> Record {
             head_dim: 64,
             kv_bytes_per_token: KV_BYTES_PER_TOKEN,
             layer_weights: None,
+            random_of_layers: None,
             load_ns: 1_000_000_000,
         },
         memory: crate::metrics::Memory::default(),

@@ -221,7 +221,9 @@ impl Workplace {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_disagg-bench"));
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if name.starts_with("DISAGG_") || name == "RUST_LOG" {
+            let names_a_proxy = name.to_ascii_lowercase().ends_with("_proxy");
+            let is_setting = name.starts_with("DISAGG_") || name.starts_with("HF_");
+            if is_setting || names_a_proxy || name == "RUST_LOG" {
                 command.env_remove(name);
             }
         }
@@ -232,7 +234,10 @@ impl Workplace {
             .env("RAYON_NUM_THREADS", "1")
             // Peers that never come are many here, and each would be waited for.
             .env("DISAGG_RETRY_FOR", "0")
-            .env("DISAGG_CACHE", self.path("no-cache"));
+            .env("DISAGG_CACHE", self.path("no-cache"))
+            .env("HF_HOME", self.path("no-hub"))
+            // Nothing leaves this machine.
+            .env("HF_HUB_OFFLINE", "1");
         command
     }
 

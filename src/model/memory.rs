@@ -1,0 +1,128 @@
+//! Whether a model fits into memory, before anything is loaded.
+
+use candle_core::quantized::GgmlDType;
+
+use super::ModelError;
+use super::checkpoint::Checkpoint;
+use super::shape::ModelShape;
+use super::weights::WeightsFormat;
+
+/// Cosine and sine of an angle, in f32.
+const ROPE_ENTRY_BYTES: u64 = 8;
+
+/// What a model takes once it is loaded, in bytes. Caches and working memory come on top: they grow
+/// with prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Weights in matrices.
+    pub weights: u64,
+    /// Of all matrices.
+    pub matrix_bytes: u64,
+    /// The largest matrix in f32, as it stands beside its final form while it is made.
+    pub transient_bytes: u64,
+    /// Table of rotary positions.
+    pub rope_bytes: u64,
+}
+
+impl Need {
+    /// Of a model whose matrices have these formats and numbers of elements.
+    fn of(shape: &ModelShape, matrices: &[(GgmlDType, usize)], format: WeightsFormat) -> Self {
+        let bytes = |&(from, elements): &(GgmlDType, usize)| format.loaded_bytes(from, elements);
+        let elements = || matrices.iter().map(|(_, elements)| *elements as u64);
+        let angles = shape.context_tokens as u64 * shape.head_dim as u64 / 2;
+        Self {
+            weights: elements().sum(),
+            matrix_bytes: matrices.iter().map(bytes).sum(),
+            transient_bytes: elements().max().unwrap_or(0) * size_of::<f32>() as u64,
+            rope_bytes: angles * ROPE_ENTRY_BYTES,
+        }
+    }
+
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.matrix_bytes + self.transient_bytes + self.rope_bytes
+    }
+}
+
+/// What a checkpoint takes in this format; `None` means what suits it.
+pub fn need(checkpoint: &Checkpoint, weights: Option<WeightsFormat>) -> Result<Need, ModelError> {
+    let shape = checkpoint.shape()?;
+    let formats = checkpoint.matrix_formats();
+    let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&formats));
+    Ok(Need::of(&shape, &checkpoint.matrices(), format))
+}
+
+/// Refuses what does not fit, with the arithmetic and what would.
+pub fn check(
+    checkpoint: &Checkpoint,
+    weights: Option<WeightsFormat>,
+    available_bytes: Option<u64>,
+) -> Result<(), ModelError> {
+    let need = need(checkpoint, weights)?;
+    let Some(available) = available_bytes.filter(|available| need.bytes() > *available) else {
+        return Ok(());
+    };
+    let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
+    let smaller = self::need(checkpoint, Some(WeightsFormat::Q8))?;
+    let advice = match smaller.bytes() <= available {
+        true => format!(
+            "use --weights q8, which needs {}",
+            gigabytes(smaller.bytes())
+        ),
+        false => "use a smaller model".to_owned(),
+    };
+    let advice = match checkpoint {
+        Checkpoint::Random(_) => format!("{advice}, or fewer --layers"),
+        Checkpoint::Gguf(_) | Checkpoint::Folder(_) => advice,
+    };
+    Err(checkpoint.error(format!(
+        "it needs {}: {} for {:.2} billion weights, {} while the largest matrix is made and {} for \
+         rotary positions; {} are available here: {advice}",
+        gigabytes(need.bytes()),
+        gigabytes(need.matrix_bytes),
+        need.weights as f64 / 1e9,
+        gigabytes(need.transient_bytes),
+        gigabytes(need.rope_bytes),
+        gigabytes(available),
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::published;
+    use crate::model::random::RandomModel;
+
+    fn random(name: &str, layers: usize) -> Checkpoint {
+        let mut shape = published::find(name).unwrap().stand_in().unwrap();
+        shape.windows.truncate(layers);
+        shape.n_layers = layers;
+        Checkpoint::Random(Box::new(RandomModel {
+            shape,
+            of_layers: layers,
+            seed: 0,
+        }))
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_what_would() {
+        let whole = random("Llama-3.1-8B", 32);
+        let wide = Some(WeightsFormat::F32);
+        let need = need(&whole, wide).unwrap();
+        assert_eq!(need.matrix_bytes, 4 * need.weights);
+        assert_eq!(need.weights, 8_029_995_008, "norms are no matrices");
+        assert!(check(&whole, wide, None).is_ok());
+        assert!(check(&whole, wide, Some(need.bytes())).is_ok());
+        let refused = |available| {
+            let error = check(&whole, wide, Some(available)).unwrap_err();
+            error.to_string()
+        };
+        let error = refused(need.bytes() - 1);
+        assert!(
+            error.contains("32.12 GB for 8.03 billion weights"),
+            "{error}"
+        );
+        assert!(error.contains("use --weights q8"), "{error}");
+        assert!(refused(1 << 30).contains("use a smaller model, or fewer --layers"));
+    }
+}

@@ -1,0 +1,257 @@
+//! A model of a hub: taken from the hub's cache where it is complete there, else fetched into it.
+//!
+//! A commit never changes, so one that is complete needs no network. A branch or tag may: the hub is
+//! asked what it is now, and what is cached serves where the hub cannot be reached.
+
+mod cache;
+mod client;
+mod download;
+mod error;
+mod held;
+mod remove;
+mod settings;
+mod verify;
+
+pub use error::HubError;
+pub(super) use held::held;
+pub(super) use remove::remove;
+pub(super) use settings::HubSettings;
+pub(super) use verify::verify;
+
+use std::time::Instant;
+
+use super::downloads::{Download as Downloaded, Downloads};
+use super::fingerprints::Fingerprints;
+use super::folder::{self, INDEX, Unusable, WEIGHTS};
+use super::names::{is_commit, is_gguf};
+use super::progress::{FetchReport, Fetching, Progress};
+use super::spec::HubName;
+use super::{Location, Origin};
+use cache::CachedRepository;
+use client::{At, Client, Listing, RemoteFile};
+use download::{Download, cache_error};
+
+/// Largest configuration or tokenizer that is fetched, in bytes: the largest tokenizers published
+/// have a few tens of megabytes. The loader has limits of its own.
+const MAX_TEXT_BYTES: u64 = folder::MAX_INDEX_BYTES;
+
+/// Most names that an error lists.
+const MAX_NAMES_SHOWN: usize = 8;
+
+/// What is kept between runs, beside the hub's cache.
+#[derive(Clone, Copy)]
+pub(super) struct Memory<'a> {
+    pub(super) known: &'a Fingerprints,
+    pub(super) downloads: &'a Downloads,
+}
+
+/// Finds a model in the cache or fetches it.
+pub(super) fn resolve(
+    name: &HubName,
+    settings: &HubSettings,
+    memory: Memory,
+    progress: Progress,
+) -> Result<(Location, Origin), HubError> {
+    let cached = CachedRepository::new(&settings.cache, &name.repository);
+    let here = complete(&cached, name);
+    let may_ask = !settings.offline;
+    let here = match here {
+        Ok(location) if !may_ask || is_commit(name.revision()) => {
+            return Ok((location, Origin::HubCache));
+        }
+        Err(why) if !may_ask => return Err(not_cached(name, settings, why)),
+        here => here,
+    };
+    let client = Client::new(settings);
+    let listing = client.listing(At {
+        repository: &name.repository,
+        revision: name.revision(),
+    });
+    match (listing, here) {
+        (Ok(listing), _) => {
+            let fetch = Fetch {
+                name,
+                settings,
+                memory,
+                progress,
+                download: Download {
+                    client: &client,
+                    cached: &cached,
+                    known: memory.known,
+                    at: At {
+                        repository: &name.repository,
+                        revision: &listing.commit,
+                    },
+                },
+                listing: &listing,
+            };
+            fetch.run()
+        }
+        (Err(error), Ok(location)) if error.is_passing() => {
+            tracing::warn!("{name} is taken as it was fetched last, for {error}");
+            Ok((location, Origin::HubCache))
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Where a model lies in the cache, or what it lacks there.
+fn complete(cached: &CachedRepository, name: &HubName) -> Result<Location, String> {
+    let commit = (cached.commit(name.revision())).ok_or("nothing of it is there")?;
+    let snapshot = cached.snapshot(&commit);
+    match &name.file {
+        Some(file) => {
+            let path = snapshot.join(file);
+            let is_there = path.is_file();
+            (is_there.then_some(Location::Gguf(path))).ok_or_else(|| format!("no {file}"))
+        }
+        None => match folder::files(&snapshot) {
+            Ok(_) => Ok(Location::Folder(snapshot)),
+            Err(why) => Err(why.to_string()),
+        },
+    }
+}
+
+fn not_cached(name: &HubName, settings: &HubSettings, why: String) -> HubError {
+    HubError::NotCached {
+        cache: settings.cache.clone(),
+        revision: name.revision().to_owned(),
+        why,
+        is_offline: settings.offline,
+    }
+}
+
+/// A fetch of what is missing at one commit.
+struct Fetch<'a> {
+    name: &'a HubName,
+    settings: &'a HubSettings,
+    memory: Memory<'a>,
+    progress: Progress,
+    download: Download<'a>,
+    listing: &'a Listing,
+}
+
+impl Fetch<'_> {
+    fn run(&self) -> Result<(Location, Origin), HubError> {
+        let cached = self.download.cached;
+        let snapshot = cached.snapshot(&self.listing.commit);
+        let (location, has_fetched) = match &self.name.file {
+            Some(file) => {
+                if !self.is_listed(file) {
+                    return Err(self.no_gguf(file));
+                }
+                (Location::Gguf(snapshot.join(file)), self.bring(&[file])?)
+            }
+            None => {
+                let has_fetched = self.folder()?;
+                (Location::Folder(snapshot), has_fetched)
+            }
+        };
+        // Last, so that a branch never leads to a commit that is not complete.
+        (cached.write_reference(self.name.revision(), &self.listing.commit))
+            .map_err(|error| cache_error(&cached.folder(), error))?;
+        let origin = match has_fetched {
+            true => Origin::Hub,
+            false => Origin::HubCache,
+        };
+        Ok((location, origin))
+    }
+
+    /// Brings configuration, tokenizer and index, then the weights that these name. Returns whether
+    /// any was missing.
+    fn folder(&self) -> Result<bool, HubError> {
+        let selection = folder::select(&self.listing.files)?;
+        let mut texts = selection.texts;
+        if selection.is_sharded {
+            texts.push(INDEX);
+        }
+        let mut has_fetched = false;
+        for text in texts.into_iter().filter(|text| !self.is_here(text)) {
+            let remote = self.download.client.look(self.download.at, text)?;
+            if remote.bytes > MAX_TEXT_BYTES {
+                return Err(HubError::Answer {
+                    asked: text.to_owned(),
+                    what: format!("{} bytes, wanted at most {MAX_TEXT_BYTES}", remote.bytes),
+                });
+            }
+            self.bring_one(text, &remote, &|_| {})?;
+            has_fetched = true;
+        }
+        let snapshot = self.download.cached.snapshot(&self.listing.commit);
+        let weights = match selection.is_sharded {
+            true => folder::shards(&snapshot.join(INDEX))?,
+            false => vec![WEIGHTS.to_owned()],
+        };
+        if let Some(gone) = weights.iter().find(|name| !self.is_listed(name)) {
+            return Err(Unusable::Gone(gone.clone()).into());
+        }
+        let weights: Vec<&str> = weights.iter().map(String::as_str).collect();
+        Ok(self.bring(&weights)? || has_fetched)
+    }
+
+    /// Brings those of the files that are missing; returns whether any was.
+    fn bring(&self, files: &[&str]) -> Result<bool, HubError> {
+        let started = Instant::now();
+        let mut missing = Vec::new();
+        for file in files.iter().filter(|file| !self.is_here(file)) {
+            let remote = self.download.client.look(self.download.at, file)?;
+            missing.push((*file, remote));
+        }
+        if missing.is_empty() {
+            return Ok(false);
+        }
+        let name = self.name.to_string();
+        let to_fetch = missing
+            .iter()
+            .filter(|(_, remote)| !self.download.has(remote));
+        let what = Fetching {
+            name: &name,
+            source: &format!("{name} from {}", self.settings.endpoint),
+            bytes: to_fetch.fold(0, |sum: u64, (_, remote)| sum.saturating_add(remote.bytes)),
+        };
+        let report = FetchReport::start(&what, self.progress);
+        for (file, remote) in &missing {
+            self.bring_one(file, remote, &|bytes| report.show_more(bytes))?;
+        }
+        let snapshot = self.download.cached.snapshot(&self.listing.commit);
+        report.end(&snapshot, started.elapsed());
+        Ok(true)
+    }
+
+    fn bring_one(
+        &self,
+        file: &str,
+        remote: &RemoteFile,
+        arrived: &dyn Fn(u64),
+    ) -> Result<(), HubError> {
+        self.memory.downloads.remember(Downloaded::Hub {
+            cache: self.settings.cache.clone(),
+            repository: self.name.repository.clone(),
+            commit: self.listing.commit.clone(),
+            file: file.to_owned(),
+            blob: (!self.download.has(remote)).then(|| remote.tag.clone()),
+        });
+        self.download.bring(file, remote, arrived)
+    }
+
+    fn is_here(&self, file: &str) -> bool {
+        let snapshot = self.download.cached.snapshot(&self.listing.commit);
+        snapshot.join(file).is_file()
+    }
+
+    fn is_listed(&self, file: &str) -> bool {
+        self.listing.files.iter().any(|listed| listed == file)
+    }
+
+    fn no_gguf(&self, file: &str) -> HubError {
+        let others = self.listing.files.iter().filter(|name| is_gguf(name));
+        let others: Vec<&str> = others.map(String::as_str).take(MAX_NAMES_SHOWN).collect();
+        HubError::NoFile {
+            file: file.to_owned(),
+            others: match others.is_empty() {
+                true => " and no other GGUF file".to_owned(),
+                false => format!(": take one such as {}", others.join(", ")),
+            },
+        }
+    }
+}

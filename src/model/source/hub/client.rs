@@ -1,0 +1,313 @@
+//! Asks a hub over HTTP: what a repository holds at a revision, what a file is, its bytes. Every
+//! answer is untrusted: each has a limit, and each name in it is checked.
+//!
+//! On `ureq` and not on the crate `hf-hub`, whose 0.5 makes paths of the tags that a server sends,
+//! panics on some answers, appends to a partial file whatever a server without ranges sends, checks
+//! no digest, has no timeout, and drops the headers that say why and for how long it is refused.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use ureq::http::{Response, StatusCode, header};
+use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
+use ureq::{Agent, Body};
+
+use super::super::names::{is_blob_name, is_commit, is_plain_path};
+use super::settings::HubSettings;
+use super::{HubError, HubName};
+
+/// Largest list of a repository's files, in bytes: those with a thousand files have half a megabyte.
+const MAX_LISTING_BYTES: u64 = 16 << 20;
+
+/// Most redirects from one question to its answer.
+const MAX_REDIRECTS: u32 = 8;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection on which nothing arrives for so long is given up; what arrived is kept.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A hub, asked as one user.
+pub(super) struct Client<'a> {
+    agent: Agent,
+    settings: &'a HubSettings,
+}
+
+/// What a repository holds at a revision.
+pub(super) struct Listing {
+    /// Its commit, 40 hexadecimal digits.
+    pub(super) commit: String,
+    /// Paths in the repository, as far as they can be paths here.
+    pub(super) files: Vec<String>,
+}
+
+/// What a hub says about a file.
+#[derive(Debug)]
+pub(super) struct RemoteFile {
+    /// Tag of the content: the SHA-256 of a large file, else git's own SHA-1.
+    pub(super) tag: String,
+    pub(super) bytes: u64,
+}
+
+/// Bytes of a file that are on their way.
+pub(super) struct Part {
+    /// Where in the file they begin: 0 if the server has no ranges.
+    pub(super) start: u64,
+    pub(super) reader: Box<dyn Read>,
+}
+
+/// A repository at a revision.
+#[derive(Clone, Copy)]
+pub(super) struct At<'a> {
+    pub(super) repository: &'a str,
+    pub(super) revision: &'a str,
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(settings: &'a HubSettings) -> Self {
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            // The system's certificates, as where a company's proxy opens TLS.
+            .root_certs(RootCerts::PlatformVerifier)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .user_agent(concat!("disagg-bench/", env!("CARGO_PKG_VERSION")))
+            // Sizes are those of the files, not of what a compressed answer has.
+            .accept_encoding("identity")
+            // The headers of a refusal say more than its number.
+            .http_status_as_error(false)
+            .max_redirects(MAX_REDIRECTS)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_per_read(Some(SILENCE_TIMEOUT))
+            .build()
+            .into();
+        Self { agent, settings }
+    }
+
+    /// The commit and the files of a repository at a revision.
+    pub(super) fn listing(&self, at: At) -> Result<Listing, HubError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            sha: String,
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        let asked = format!("{}@{}", at.repository, at.revision);
+        let url = format!(
+            "{}/api/models/{}/revision/{}",
+            self.settings.endpoint,
+            at.repository,
+            escaped(at.revision)
+        );
+        let response = self.get(&url, None)?;
+        if response.status() != StatusCode::OK {
+            return Err(self.refusal(&response, at, None));
+        }
+        let senseless = |what: String| HubError::Answer {
+            asked: asked.clone(),
+            what,
+        };
+        let body = response.into_body().into_with_config();
+        let text = body.limit(MAX_LISTING_BYTES).read_to_vec();
+        let text = text.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => {
+                senseless(format!("it has more than {MAX_LISTING_BYTES} bytes"))
+            }
+            other => self.unreachable(&other),
+        })?;
+        let answer: Answer =
+            serde_json::from_slice(&text).map_err(|error| senseless(error.to_string()))?;
+        if !is_commit(&answer.sha) {
+            return Err(senseless("its commit is no commit".to_owned()));
+        }
+        let files = answer.siblings.into_iter().map(|file| file.rfilename);
+        Ok(Listing {
+            commit: answer.sha,
+            files: files.filter(|name| is_plain_path(name)).collect(),
+        })
+    }
+
+    /// Tag and size of a file.
+    pub(super) fn look(&self, at: At, file: &str) -> Result<RemoteFile, HubError> {
+        let mut url = self.file_url(at, file);
+        let mut response = self.head(&url)?;
+        // A redirect within the hub is followed. One to where large files are kept is not: what it
+        // says about the file stands beside it, under names of the hub's own.
+        for _ in 0..MAX_REDIRECTS {
+            let location =
+                text(&response, "location").filter(|_| response.status().is_redirection());
+            let Some(within) = location.and_then(|to| self.within_the_hub(to)) else {
+                break;
+            };
+            url = within;
+            response = self.head(&url)?;
+        }
+        if !(response.status().is_success() || response.status().is_redirection()) {
+            return Err(self.refusal(&response, at, Some(file)));
+        }
+        let first = |names: [&str; 2]| names.into_iter().find_map(|name| text(&response, name));
+        let senseless = |what: &str| HubError::Answer {
+            asked: file.to_owned(),
+            what: what.to_owned(),
+        };
+        let tag = first(["x-linked-etag", "etag"]).ok_or_else(|| senseless("it has no tag"))?;
+        let tag = tag.trim_start_matches("W/").trim_matches('"');
+        if !is_blob_name(tag) {
+            return Err(senseless("its tag is none"));
+        }
+        let bytes = first(["x-linked-size", "content-length"]).and_then(|size| size.parse().ok());
+        Ok(RemoteFile {
+            tag: tag.to_owned(),
+            bytes: bytes.ok_or_else(|| senseless("it has no size"))?,
+        })
+    }
+
+    /// The bytes of a file from `start` on, or all where the server has no ranges.
+    pub(super) fn read(&self, at: At, file: &str, start: u64) -> Result<Part, HubError> {
+        let range = (start > 0).then(|| format!("bytes={start}-"));
+        let response = self.get(&self.file_url(at, file), range)?;
+        let start = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                let range = text(&response, header::CONTENT_RANGE.as_str()).unwrap_or_default();
+                let begins = range.strip_prefix(&format!("bytes {start}-"));
+                begins.map(|_| start).ok_or_else(|| HubError::Answer {
+                    asked: file.to_owned(),
+                    what: format!("wanted it from byte {start} on, got {range:?}"),
+                })?
+            }
+            _ => return Err(self.refusal(&response, at, Some(file))),
+        };
+        Ok(Part {
+            start,
+            reader: Box::new(response.into_body().into_reader()),
+        })
+    }
+
+    fn file_url(&self, at: At, file: &str) -> String {
+        format!(
+            "{}/{}/resolve/{}/{file}",
+            self.settings.endpoint,
+            at.repository,
+            escaped(at.revision)
+        )
+    }
+
+    /// The whole address of a redirect that stays at the hub.
+    fn within_the_hub(&self, location: &str) -> Option<String> {
+        let endpoint = &self.settings.endpoint;
+        if location.starts_with('/') && !location.starts_with("//") {
+            // A path begins at the host, which an endpoint may be below.
+            let host = endpoint.find("://")? + "://".len();
+            let end = endpoint[host..]
+                .find('/')
+                .map_or(endpoint.len(), |slash| host + slash);
+            return Some(format!("{}{location}", &endpoint[..end]));
+        }
+        location
+            .strip_prefix(endpoint.as_str())
+            .is_some_and(|path| path.starts_with('/'))
+            .then(|| location.to_owned())
+    }
+
+    fn head(&self, url: &str) -> Result<Response<Body>, HubError> {
+        let mut request = self.agent.head(url);
+        if let Some(token) = &self.settings.token {
+            request = request.header(header::AUTHORIZATION, token.bearer());
+        }
+        let request = request
+            .config()
+            .max_redirects(0)
+            .max_redirects_will_error(false);
+        self.reached(request.build().call())
+    }
+
+    /// The token follows a redirect within the hub, and goes nowhere else.
+    fn get(&self, url: &str, range: Option<String>) -> Result<Response<Body>, HubError> {
+        let mut request = self.agent.get(url);
+        if let Some(token) = &self.settings.token {
+            request = request.header(header::AUTHORIZATION, token.bearer());
+        }
+        if let Some(range) = range {
+            request = request.header(header::RANGE, range);
+        }
+        let same_host = ureq::config::RedirectAuthHeaders::SameHost;
+        self.reached(
+            request
+                .config()
+                .redirect_auth_headers(same_host)
+                .build()
+                .call(),
+        )
+    }
+
+    fn reached(
+        &self,
+        answer: Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, HubError> {
+        answer.map_err(|error| self.unreachable(&error))
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> HubError {
+        HubError::Unreachable {
+            endpoint: self.settings.endpoint.clone(),
+            detail: error.to_string(),
+        }
+    }
+
+    /// Why there is no answer: what the hub says in a header of its own, else the status.
+    fn refusal(&self, response: &Response<Body>, at: At, file: Option<&str>) -> HubError {
+        let status = response.status().as_u16();
+        let endpoint = self.settings.endpoint.clone();
+        let page = format!("{endpoint}/{}", at.repository);
+        let has_token = self.settings.token.is_some();
+        let asked = file.unwrap_or(at.repository).to_owned();
+        let no_revision = || HubError::NoRevision {
+            revision: at.revision.to_owned(),
+            status,
+        };
+        let no_file = |file: &str| HubError::NoFile {
+            file: file.to_owned(),
+            others: ": check its name".to_owned(),
+        };
+        match (status, text(response, "x-error-code"), file) {
+            (_, Some("GatedRepo"), _) => HubError::Gated { page, status },
+            (_, Some("RevisionNotFound"), _) => no_revision(),
+            (_, Some("EntryNotFound"), Some(file)) | (404, None, Some(file)) => no_file(file),
+            (_, Some("RepoNotFound"), _) => HubError::NoRepository { endpoint, status },
+            (401 | 403, _, _) => HubError::Denied {
+                page,
+                status,
+                token: match has_token {
+                    true => "with the token that it was given",
+                    false => "without a token",
+                },
+            },
+            (404, _, _) if at.revision != HubName::DEFAULT_REVISION => no_revision(),
+            (404, _, _) => HubError::NoRepository { endpoint, status },
+            (429, _, _) => HubError::RateLimited {
+                retry_after: text(response, "retry-after")
+                    .map(|after| after.escape_debug().to_string()),
+                has_token,
+            },
+            (500.., _, _) => HubError::Server { status, asked },
+            _ => HubError::Status { status, asked },
+        }
+    }
+}
+
+/// A revision such as `refs/pr/1` is one component of an address.
+fn escaped(revision: &str) -> String {
+    revision.replace('/', "%2F")
+}
+
+fn text<'r>(response: &'r Response<Body>, name: &str) -> Option<&'r str> {
+    response.headers().get(name)?.to_str().ok()
+}

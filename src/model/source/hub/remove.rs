@@ -1,0 +1,141 @@
+//! Takes away what this tool fetched into a hub's cache, and nothing else.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::super::Removed;
+use super::super::downloads::{Download, Downloads};
+use super::super::error::SourceError;
+use super::super::names::{is_blob_name, is_commit, is_plain_path};
+use super::cache::CachedRepository;
+use super::{HubName, HubSettings};
+
+/// Removes the files of a model that are noted as fetched: the names, the contents that no other
+/// snapshot has, and what is empty then.
+pub(in crate::model::source) fn remove(
+    name: &HubName,
+    settings: &HubSettings,
+    downloads: &Downloads,
+) -> Result<Removed, SourceError> {
+    let cached = CachedRepository::new(&settings.cache, &name.repository);
+    let wanted_commit = match &name.revision {
+        None => None,
+        Some(revision) => Some(cached.commit(revision).unwrap_or_else(|| revision.clone())),
+    };
+    let mut removed = Removed::default();
+    let mut done = Vec::new();
+    for download in downloads.all() {
+        let Download::Hub {
+            cache,
+            repository,
+            commit,
+            file,
+            blob,
+        } = &download
+        else {
+            continue;
+        };
+        let is_meant = *cache == settings.cache
+            && *repository == name.repository
+            && wanted_commit.as_ref().is_none_or(|wanted| wanted == commit)
+            && name.file.as_ref().is_none_or(|wanted| wanted == file);
+        // The note lies on a disk, where others may write.
+        let is_sound =
+            is_commit(commit) && is_plain_path(file) && blob.as_deref().is_none_or(is_blob_name);
+        if !is_meant || !is_sound {
+            continue;
+        }
+        let snapshot = cached.snapshot(commit);
+        delete(&snapshot.join(file))?;
+        if let Some(tag) = blob.as_deref().filter(|tag| !has_name(&cached, tag)) {
+            for content in [cached.blob(tag), cached.partial(tag)] {
+                if let Some(bytes) = delete(&content)? {
+                    removed.files += 1;
+                    removed.bytes += bytes;
+                }
+            }
+            delete(&cached.lock(tag))?;
+        }
+        remove_empty(&snapshot);
+        done.push(download);
+    }
+    if done.is_empty() {
+        return Err(SourceError::NotFetchedHere {
+            name: name.to_string(),
+            path: cached.folder(),
+        });
+    }
+    remove_stale_references(&cached)?;
+    for folder in [cached.folder(), cached.locks()] {
+        remove_empty(&folder);
+    }
+    downloads.forget(&done);
+    removed.is_left = cached.folder().exists().then(|| cached.folder());
+    Ok(removed)
+}
+
+/// Deletes a file or link, if it is there; returns the size of a file.
+fn delete(path: &Path) -> Result<Option<u64>, SourceError> {
+    let failed = |error| SourceError::Remove {
+        path: path.to_owned(),
+        error,
+    };
+    let bytes = match path.symlink_metadata() {
+        Ok(metadata) => metadata.len(),
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    fs::remove_file(path).map_err(failed)?;
+    Ok(Some(bytes))
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Whether any snapshot still names this content.
+fn has_name(cached: &CachedRepository, tag: &str) -> bool {
+    let mut folders = vec![cached.snapshots()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir().into_iter().flatten().flatten() {
+            let path = entry.path();
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(path),
+                Ok(kind) if kind.is_symlink() => {
+                    let target = fs::read_link(&path).unwrap_or_default();
+                    if target.file_name() == Some(OsStr::new(tag)) {
+                        return true;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    false
+}
+
+/// A branch whose commit has no files any more leads nowhere.
+fn remove_stale_references(cached: &CachedRepository) -> Result<(), SourceError> {
+    for (revision, commit) in cached.revisions() {
+        if !cached.snapshot(&commit).exists() {
+            delete(&cached.references().join(revision))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the folders in this one that hold no files, and it too if it is one. What holds any
+/// cannot be removed this way.
+fn remove_empty(folder: &Path) {
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(folder);
+}
