@@ -1,4 +1,4 @@
-"""The models of `make.py`: their `config.json` as the hub has it, their tokenizers and their prompts.
+"""The models of `make.py` and `make_gguf.py`: `config.json` as the hub has it, tokenizers and prompts.
 
 Sizes are tiny, everything else is as published: the keys of the file, what is tied, how text is cut
 before BPE, which tokens are special. `must_matter` alters a file's setting; logits after the long
@@ -153,22 +153,45 @@ CASES = {
     },
 }
 
-# Special tokens that stand before the vocabulary or after it, and the roles some have.
+# Rows of 256 elements, a block of the k-quants.
+WIDE = {
+    "config": LLAMA
+    | {
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 1,
+        "num_key_value_heads": 1,
+    },
+    "tokenizer": "llama",
+}
+
+# Special tokens that stand before the vocabulary or after it, the roles some have, and GGUF's
+# name for how text is cut.
 TOKENIZERS = {
-    "llama": {"before": ["<unk>", "<s>", "</s>"], "bos": "<s>", "eos": ["</s>"], "adds_bos": True},
+    "llama": {
+        "gguf_pre": "gpt-2",
+        "before": ["<unk>", "<s>", "</s>"],
+        "bos": "<s>",
+        "eos": ["</s>"],
+        "adds_bos": True,
+    },
     "llama3": {
+        "gguf_pre": "llama-bpe",
         "after": ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "bos": "<|begin_of_text|>",
         "eos": ["<|eot_id|>", "<|end_of_text|>"],
         "adds_bos": True,
     },
     "smollm": {
+        "gguf_pre": "smollm",
         "before": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         "bos": "<|im_start|>",
         "eos": ["<|im_end|>"],
         "chat_template": CHATML,
     },
     "qwen2": {
+        "gguf_pre": "qwen2",
         "after": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         "bos": None,
         "eos": ["<|im_end|>", "<|endoftext|>"],

@@ -9,8 +9,8 @@ import numpy as np
 
 def logits(config, tensors, ids):
     """Logits (len(ids), vocabulary) of every position. `config`: keys of the hub's files, old or new."""
-    hidden, n_heads, n_kv_heads = (config[f"{k}"] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
-    d = config.get("head_dim") or hidden // n_heads
+    n_heads, n_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    d = config.get("head_dim") or config["hidden_size"] // n_heads
     n = len(ids)
     tensor = lambda name: tensors[f"{name}.weight"]
     norm = lambda x, weight: x / np.sqrt((x * x).mean(-1, keepdims=True) + config["rms_norm_eps"]) * weight

@@ -46,7 +46,7 @@ def randomise(network, seed):
         elif name.endswith(".bias"):
             values = random.normal(0, 0.25, shape)
         elif "embed_tokens" in name or "lm_head" in name:
-            values = random.normal(0, 0.35, shape)
+            values = random.normal(0, 2 / np.sqrt(shape[1]), shape)
         else:
             values = random.normal(0, 1.2 / np.sqrt(shape[1]), shape)
         weight.data = torch.from_numpy(values).to(weight.dtype)
@@ -65,8 +65,7 @@ def write_model(folder, case, seed):
         write_json(os.path.join(folder, "config.json"), settings)
 
 
-def write_tokenizer(folder, name):
-    tokenizer = build_tokenizer(name)
+def write_tokenizer(folder, name, tokenizer):
     tokenizer.save(os.path.join(folder, "tokenizer.json"))
     rules = TOKENIZERS[name]
     bos, eos = special_ids(name, tokenizer)
@@ -82,7 +81,6 @@ def write_tokenizer(folder, name):
     without_none = lambda settings: {k: v for k, v in settings.items() if v is not None}
     write_json(os.path.join(folder, "tokenizer_config.json"), without_none(tokenizer_config))
     write_json(os.path.join(folder, "generation_config.json"), without_none(generation_config))
-    return tokenizer
 
 
 def write_json(path, content):
@@ -175,22 +173,35 @@ def check_effects(case, exact, ids):
 # ---- putting it together ------------------------------------------------------------------------
 
 
+def prompts_of(tokenizer):
+    return [(text, tokenizer.encode(text).ids) for text in (SHORT_PROMPT, LONG_PROMPT)]
+
+
+def clear_seed(name, tokenizer, compute):
+    """The first seed with clear tokens in `compute(seed)`, and what that gave."""
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    for seed in range(1, MOST_SEEDS):
+        expected = compute(seed)
+        if is_clear(expected, special):
+            return seed, expected
+    raise SystemExit(f"{name}: no seed below {MOST_SEEDS} gives clear tokens")
+
+
 def make(name):
     case, folder = CASES[name], os.path.join(HERE, name)
-    for seed in range(1, MOST_SEEDS):
+    tokenizer = build_tokenizer(case["tokenizer"])
+    prompts = prompts_of(tokenizer)
+
+    def compute(seed):
         write_model(folder, case, seed)
-        tokenizer = write_tokenizer(folder, case["tokenizer"])
-        prompts = [(text, tokenizer.encode(text).ids) for text in (SHORT_PROMPT, LONG_PROMPT)]
-        special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        exact = exact_logits(folder)
-        expected = expectations(load(folder), exact, prompts)
-        if is_clear(expected, special):
-            break
-    else:
-        raise SystemExit(f"{name}: no seed below {MOST_SEEDS} gives clear tokens")
-    effects = check_effects(case, exact, prompts[1][1])
+        return expectations(load(folder), exact_logits(folder), prompts)
+
+    seed, expected = clear_seed(name, tokenizer, compute)
+    write_tokenizer(folder, case["tokenizer"], tokenizer)
+    effects = check_effects(case, exact_logits(folder), prompts[1][1])
     write_expected(os.path.join(folder, "expected.json"), {"seed": seed, "prompts": expected})
-    report(name, seed, expected, effects)
+    report(f"{name}, seed {seed}", expected)
+    print(f"  effects { {k: round(float(v), 3) for k, v in effects.items()} }")
 
 
 def write_expected(path, content):
@@ -203,13 +214,13 @@ def write_expected(path, content):
         file.write(f'{{\n {head},\n "prompts": {lines}\n}}\n')
 
 
-def report(name, seed, expected, effects):
-    print(f"{name}: seed {seed}, effects { {k: round(float(v), 3) for k, v in effects.items()} }")
+def report(title, expected):
+    print(title)
     for prompt in expected:
         largest = np.abs(prompt["logits"]).max()
         print(
-            f"  {len(prompt['ids'])} tokens, f32_noise {prompt['f32_noise']}, smallest gap {prompt['smallest_gap']:.3f}, "
-            f"largest logit {largest:.1f}, greedy {prompt['greedy_tokens']}"
+            f"  {len(prompt['ids'])} tokens, f32_noise {prompt['f32_noise']}, smallest gap "
+            f"{prompt['smallest_gap']:.3f}, largest logit {largest:.1f}, greedy {prompt['greedy_tokens']}"
         )
 
 
