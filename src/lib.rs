@@ -33,8 +33,9 @@
 //!
 //! # Dependency rule
 //!
-//! `model` knows no network. `wire` knows no candle. `report` knows only the record and what
-//! derives from it. `node` joins model and wire. Only `cmd` and what serves it see everything.
+//! `model` knows no network, but for `model::source`, which may fetch files. `wire` knows no candle.
+//! `report` knows only the record and what derives from it. `node` joins model and wire. Only `cmd`
+//! and what serves it see everything.
 //!
 //! # Unsafe code
 //!

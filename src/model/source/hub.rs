@@ -54,14 +54,10 @@ pub(super) fn resolve(
 ) -> Result<(Location, Origin), HubError> {
     let cached = CachedRepository::new(&settings.cache, &name.repository);
     let here = complete(&cached, name);
-    let may_ask = !settings.offline;
-    let here = match here {
-        Ok(location) if !may_ask || is_commit(name.revision()) => {
-            return Ok((location, Origin::HubCache));
-        }
-        Err(why) if !may_ask => return Err(not_cached(name, settings, why)),
-        here => here,
-    };
+    if settings.offline || (is_commit(name.revision()) && here.is_ok()) {
+        let found = here.map(|location| (location, Origin::HubCache));
+        return found.map_err(|why| not_cached(name, settings, why));
+    }
     let client = Client::new(settings);
     let listing = client.listing(At {
         repository: &name.repository,
@@ -102,8 +98,10 @@ fn complete(cached: &CachedRepository, name: &HubName) -> Result<Location, Strin
     match &name.file {
         Some(file) => {
             let path = snapshot.join(file);
-            let is_there = path.is_file();
-            (is_there.then_some(Location::Gguf(path))).ok_or_else(|| format!("no {file}"))
+            match path.is_file() {
+                true => Ok(Location::Gguf(path)),
+                false => Err(format!("no {file}")),
+            }
         }
         None => match folder::files(&snapshot) {
             Ok(_) => Ok(Location::Folder(snapshot)),

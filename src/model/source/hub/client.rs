@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use ureq::http::{Response, StatusCode, header};
+use ureq::http::{Method, Response, StatusCode, header};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
 
@@ -106,7 +106,7 @@ impl<'a> Client<'a> {
             at.repository,
             escaped(at.revision)
         );
-        let response = self.get(&url, None)?;
+        let response = self.get(url, None)?;
         if response.status() != StatusCode::OK {
             return Err(self.refusal(&response, at, None));
         }
@@ -136,19 +136,9 @@ impl<'a> Client<'a> {
 
     /// Tag and size of a file.
     pub(super) fn look(&self, at: At, file: &str) -> Result<RemoteFile, HubError> {
-        let mut url = self.file_url(at, file);
-        let mut response = self.head(&url)?;
-        // A redirect within the hub is followed. One to where large files are kept is not: what it
-        // says about the file stands beside it, under names of the hub's own.
-        for _ in 0..MAX_REDIRECTS {
-            let location =
-                text(&response, "location").filter(|_| response.status().is_redirection());
-            let Some(within) = location.and_then(|to| self.within_the_hub(to)) else {
-                break;
-            };
-            url = within;
-            response = self.head(&url)?;
-        }
+        // A redirect to where large files are kept is not followed: what it says about the file
+        // stands beside it, under names of the hub's own.
+        let response = self.ask(&Method::HEAD, self.file_url(at, file), None)?;
         if !(response.status().is_success() || response.status().is_redirection()) {
             return Err(self.refusal(&response, at, Some(file)));
         }
@@ -172,7 +162,7 @@ impl<'a> Client<'a> {
     /// The bytes of a file from `start` on, or all where the server has no ranges.
     pub(super) fn read(&self, at: At, file: &str, start: u64) -> Result<Part, HubError> {
         let range = (start > 0).then(|| format!("bytes={start}-"));
-        let response = self.get(&self.file_url(at, file), range)?;
+        let response = self.get(self.file_url(at, file), range.as_deref())?;
         let start = match response.status() {
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT => {
@@ -217,35 +207,51 @@ impl<'a> Client<'a> {
             .then(|| location.to_owned())
     }
 
-    fn head(&self, url: &str) -> Result<Response<Body>, HubError> {
-        let mut request = self.agent.head(url);
-        if let Some(token) = &self.settings.token {
-            request = request.header(header::AUTHORIZATION, token.bearer());
+    /// Asks the hub and follows redirects that stay there. The token goes along, and so goes nowhere
+    /// else; the client's own rule for it would take another port of the host for the same.
+    fn ask(
+        &self,
+        method: &Method,
+        mut url: String,
+        range: Option<&str>,
+    ) -> Result<Response<Body>, HubError> {
+        let mut hops = 0;
+        loop {
+            let mut request = match *method {
+                Method::HEAD => self.agent.head(&url),
+                _ => self.agent.get(&url),
+            };
+            if let Some(token) = &self.settings.token {
+                request = request.header(header::AUTHORIZATION, token.bearer());
+            }
+            if let Some(range) = range {
+                request = request.header(header::RANGE, range);
+            }
+            let request = request
+                .config()
+                .max_redirects(0)
+                .max_redirects_will_error(false);
+            let response = self.reached(request.build().call())?;
+            let within = location(&response).and_then(|to| self.within_the_hub(to));
+            match within.filter(|_| hops < MAX_REDIRECTS) {
+                None => return Ok(response),
+                Some(within) => url = within,
+            }
+            hops += 1;
         }
-        let request = request
-            .config()
-            .max_redirects(0)
-            .max_redirects_will_error(false);
-        self.reached(request.build().call())
     }
 
-    /// The token follows a redirect within the hub, and goes nowhere else.
-    fn get(&self, url: &str, range: Option<String>) -> Result<Response<Body>, HubError> {
-        let mut request = self.agent.get(url);
-        if let Some(token) = &self.settings.token {
-            request = request.header(header::AUTHORIZATION, token.bearer());
-        }
+    /// Asks the hub, and without the token whoever it redirects to.
+    fn get(&self, url: String, range: Option<&str>) -> Result<Response<Body>, HubError> {
+        let response = self.ask(&Method::GET, url, range)?;
+        let Some(elsewhere) = location(&response) else {
+            return Ok(response);
+        };
+        let mut request = self.agent.get(elsewhere);
         if let Some(range) = range {
             request = request.header(header::RANGE, range);
         }
-        let same_host = ureq::config::RedirectAuthHeaders::SameHost;
-        self.reached(
-            request
-                .config()
-                .redirect_auth_headers(same_host)
-                .build()
-                .call(),
-        )
+        self.reached(request.call())
     }
 
     fn reached(
@@ -306,6 +312,11 @@ impl<'a> Client<'a> {
 /// A revision such as `refs/pr/1` is one component of an address.
 fn escaped(revision: &str) -> String {
     revision.replace('/', "%2F")
+}
+
+/// Where a redirect leads.
+fn location(response: &Response<Body>) -> Option<&str> {
+    text(response, "location").filter(|_| response.status().is_redirection())
 }
 
 fn text<'r>(response: &'r Response<Body>, name: &str) -> Option<&'r str> {
