@@ -110,11 +110,6 @@ def quantised(matrix, kind):
 # ---- what transformers and llama.cpp compute with a file ----------------------------------------
 
 
-def settings_of(case):
-    """The case's settings less the window, which llama.cpp does not keep for these architectures."""
-    return {k: v for k, v in case["config"].items() if k != "sliding_window"} | {"sliding_window": None}
-
-
 def read_weights(path, kind, network, settings):
     """The file's weights in float32 under transformers' names and in its order of rotary pairs."""
     reader = gguf.GGUFReader(path)
@@ -138,7 +133,8 @@ def read_weights(path, kind, network, settings):
 
 
 def expectations_of(path, case, kind, prompts):
-    settings = settings_of(case)
+    # llama.cpp's converter writes no window for these architectures.
+    settings = case["config"] | {"sliding_window": None}
     config = AutoConfig.for_model(**settings)
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     weights = read_weights(path, kind, network, settings)
@@ -164,9 +160,7 @@ def compare_with_llama_cpp(path, kind, expected):
         llama.reset()
         steps = [logits_after(prompt["ids"])] + [logits_after([token]) for token in prompt["greedy_tokens"][:-1]]
         agreeing = sum(int(step.argmax()) == token for step, token in zip(steps, prompt["greedy_tokens"]))
-        distance = max(
-            np.abs(steps[0] - prompt["logits"]).max(), np.abs(steps[-1] - prompt["last_logits"]).max()
-        )
+        distance = max(np.abs(steps[0] - prompt["logits"]).max(), np.abs(steps[-1] - prompt["last_logits"]).max())
         print(f"  llama.cpp: {agreeing} of {len(steps)} tokens, distance {distance:.1e}, ids {ids == prompt['ids']}")
         assert kind != "F32" or (agreeing == len(steps) and distance < F32_DISTANCE and ids == prompt["ids"])
 
