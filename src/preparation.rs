@@ -28,6 +28,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::engine::Engine;
 use crate::model::memory;
 use crate::model::source::{self, ModelFiles, ModelSpec};
+use crate::model::tokenizer::Text;
 use crate::node;
 use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
@@ -136,7 +137,6 @@ pub fn prompts(
     engine: &Engine,
 ) -> anyhow::Result<Vec<Prompt>> {
     let tokenizer = &engine.tokenizer;
-    let encode = |text: &str| tokenizer.encode(text);
     let prompts = if args.prompt_tokens.is_empty() {
         let texts = match (&args.prompts, &args.prompt[..]) {
             (Some(path), _) => workload::read_path(path, plain)?,
@@ -144,7 +144,7 @@ pub fn prompts(
             (None, texts) => workload::from_flags(texts)?,
         };
         let render = |turns: &[Turn]| match (args.raw, turns) {
-            (true, [only]) => Ok(only.text.clone()),
+            (true, [only]) => Ok(Text::Plain(only.text.clone())),
             (true, _) => Err(format!(
                 "a conversation of {} turns needs it: leave out --raw",
                 turns.len()
@@ -159,12 +159,14 @@ pub fn prompts(
                     .map_err(Box::<dyn Error + Send + Sync>::from)
             }
         };
-        workload::tokenize(texts, args.output_tokens, render, encode)?
+        workload::tokenize(texts, args.output_tokens, render, |text| {
+            tokenizer.ids(text)
+        })?
     } else {
         let mut lengths = args.prompt_tokens.clone();
         lengths.sort_unstable();
         lengths.dedup();
-        workload::grid(&lengths, args.output_tokens, encode)?
+        workload::grid(&lengths, args.output_tokens, |text| tokenizer.encode(text))?
     };
     crate::experiment::check_lengths(engine, &prompts)?;
     Ok(prompts)

@@ -159,11 +159,11 @@ pub fn from_flags(texts: &[String]) -> Result<Vec<PromptText>, WorkloadError> {
 
 /// Renders each conversation with the chat template and encodes it; one without a length of its own
 /// gets `output_tokens`. The first failure is returned with the name of its prompt.
-pub fn tokenize<R, E>(
+pub fn tokenize<T, R, E>(
     texts: Vec<PromptText>,
     output_tokens: u32,
-    render: impl Fn(&[Turn]) -> Result<String, R>,
-    encode: impl Fn(&str) -> Result<Vec<u32>, E>,
+    render: impl Fn(&[Turn]) -> Result<T, R>,
+    encode: impl Fn(&T) -> Result<Vec<u32>, E>,
 ) -> Result<Vec<Prompt>, WorkloadError>
 where
     R: Into<Box<dyn Error + Send + Sync>>,
@@ -363,7 +363,8 @@ mod tests {
             output_tokens: None,
             ..own.clone()
         };
-        let prompts = tokenize(vec![own, default], 50, chat, bytes_of).unwrap();
+        let prompts =
+            tokenize(vec![own, default], 50, chat, |text: &String| bytes_of(text)).unwrap();
         assert_eq!(prompts[0].tokens, bytes_of("<user>hi<assistant>").unwrap());
         assert!(!prompts[0].ignore_eos);
         assert_eq!(
@@ -376,13 +377,13 @@ mod tests {
     fn tokenize_names_the_prompt_that_failed() {
         let bare = |turns: &[Turn]| Ok::<_, Infallible>(turns[0].text.clone());
         let fail = |_: &[Turn]| Err::<String, _>("no such role");
-        let error = tokenize(built_in(), 1, fail, bytes_of).unwrap_err();
+        let error = tokenize(built_in(), 1, fail, |text: &String| bytes_of(text)).unwrap_err();
         assert!(matches!(&error, WorkloadError::ChatTemplate(name, _) if name == "kubernetes"));
         assert_eq!(error.source().unwrap().to_string(), "no such role");
-        let fail = |_: &str| Err::<Vec<u32>, _>("no such byte");
+        let fail = |_: &String| Err::<Vec<u32>, _>("no such byte");
         let error = tokenize(built_in(), 1, bare, fail).unwrap_err();
         assert!(matches!(&error, WorkloadError::Encode(name, _) if name == "kubernetes"));
-        let nothing = |_: &str| Ok::<Vec<u32>, Infallible>(vec![]);
+        let nothing = |_: &String| Ok::<Vec<u32>, Infallible>(vec![]);
         let error = tokenize(built_in(), 1, bare, nothing).unwrap_err();
         assert!(matches!(&error, WorkloadError::NoTokens(name) if name == "kubernetes"));
     }

@@ -103,13 +103,13 @@ fn a_model_of_a_kind_that_this_build_does_not_run_is_refused() {
         ),
         (
             "tokenizer.ggml.pre",
-            text("llama-bpe"),
-            &["pre-tokenizer \"llama-bpe\"", "smollm"],
+            text("falcon"),
+            &["pre-tokenizer \"falcon\"", "smollm"],
         ),
         (
             "tokenizer.ggml.model",
-            text("llama"),
-            &["tokenizer model llama", "gpt2"],
+            text("t5"),
+            &["tokenizer model t5", "gpt2"],
         ),
         ("llama.block_count", Value::U32(4), &["no tensor blk.3"]),
         (

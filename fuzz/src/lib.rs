@@ -212,7 +212,8 @@ pub fn model(bytes: &[u8]) {
         let Ok(engine) = Engine::load(&path, "fuzzed", "", weights, &|_, _| {}) else {
             continue;
         };
-        let _ = engine.tokenizer.chat(&[("user", "the thin one")]);
+        let chat = engine.tokenizer.chat(&[("user", "the thin one")]);
+        let _ = chat.and_then(|text| engine.tokenizer.ids(&text));
         let ids = engine
             .tokenizer
             .encode("the thin <|end|> one")

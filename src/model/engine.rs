@@ -78,6 +78,14 @@ impl Engine {
             Checkpoint::Folder(folder) => Tokenizer::from_folder(folder.path())?,
             Checkpoint::Random(_) => Tokenizer::of_bytes(shape.vocabulary)?,
         };
+        // Padding of the embedding is common, an id without a row is a file of another model.
+        if tokenizer.largest_id() as usize >= shape.vocabulary {
+            return Err(checkpoint.error(format!(
+                "the tokenizer has ids up to {}, the embedding has {} rows",
+                tokenizer.largest_id(),
+                shape.vocabulary
+            )));
+        }
         let formats = checkpoint.matrix_formats();
         let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&formats));
         let identity = ModelIdentity {

@@ -175,6 +175,19 @@ impl Gguf {
             .collect()
     }
 
+    /// A list of floats.
+    pub fn floats(&self, key: &str) -> Result<Vec<f32>, ModelError> {
+        let Value::Array(values) = self.value(key)? else {
+            return Err(self.error(format!("metadata {key} is not a list")));
+        };
+        (values.iter())
+            .map(|v| match v {
+                Value::F32(v) => Ok(*v),
+                _ => Err(self.error(format!("metadata {key} holds something other than floats"))),
+            })
+            .collect()
+    }
+
     /// Whether the file holds a tensor of that name.
     pub fn has_tensor(&self, name: &str) -> bool {
         self.content.tensor_infos.contains_key(name)

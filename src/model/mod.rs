@@ -41,11 +41,19 @@ pub enum ModelError {
         /// What was found and what was wanted.
         why: String,
     },
+    /// A file of the tokenizer cannot be read or holds something that this build does not know.
+    #[error("tokenizer {}: {why}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was wanted.
+        why: String,
+    },
     /// A text cannot be turned into tokens.
     #[error("text cannot be tokenized: {0}")]
     Tokenize(String),
     /// The model's own chat template fails.
-    #[error("the model's chat template fails: {0}")]
+    #[error("the model's chat template fails: {0}: --raw sends a prompt without it")]
     ChatTemplate(String),
     /// A prompt does not fit the model's context.
     #[error(

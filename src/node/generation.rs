@@ -38,7 +38,7 @@ impl Request {
 
     /// Whether `token` ends this request.
     pub fn ends_with(&self, token: u32, engine: &Engine) -> bool {
-        !self.ignore_eos && engine.tokenizer.eos() == Some(token)
+        !self.ignore_eos && engine.tokenizer.is_end(token)
     }
 }
 

@@ -460,7 +460,7 @@ fn conversations_become_ids_through_the_template() {
         Ok::<_, std::convert::Infallible>(turns.collect::<String>())
     };
     let encode =
-        |text: &str| Ok::<_, std::convert::Infallible>(text.bytes().map(u32::from).collect());
+        |text: &String| Ok::<_, std::convert::Infallible>(text.bytes().map(u32::from).collect());
     let prompts: Vec<Prompt> = tokenize(texts, 5, render, encode).unwrap();
     let wanted: Vec<u32> = "<system>Be short.<user>What is a KV cache?"
         .bytes()
