@@ -101,25 +101,32 @@ pub struct Loaded {
     pub load_ns: u64,
 }
 
-/// Loads the model, where it fits into this machine's memory.
-pub fn load(files: &ModelFiles, args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<Loaded> {
-    let started = Instant::now();
+/// Opens the model, where it fits into this machine's memory for each node that will be on it.
+pub fn open(files: &ModelFiles, args: &ModelArgs, nodes_here: u64) -> anyhow::Result<Checkpoint> {
     let checkpoint = Checkpoint::of(files)?;
-    memory::check(
-        &checkpoint,
-        args.weights,
-        environment::available_memory_bytes(),
-    )?;
+    let available_bytes = environment::available_memory_bytes();
+    memory::check(&checkpoint, args.weights, nodes_here, available_bytes)?;
+    Ok(checkpoint)
+}
+
+/// Loads an open model.
+pub fn load(
+    checkpoint: &Checkpoint,
+    files: &ModelFiles,
+    args: &ModelArgs,
+    terminal: &Terminal,
+) -> anyhow::Result<Loaded> {
+    let started = Instant::now();
     let task = terminal.task("loading the model", 1);
     let progress = |done: usize, total: usize| task.layers(done, total);
     let engine = Engine::from_checkpoint(
-        &checkpoint,
+        checkpoint,
         &files.name,
         &files.sha256,
         args.weights,
         &progress,
     )?;
-    let random_of_layers = match &checkpoint {
+    let random_of_layers = match checkpoint {
         Checkpoint::Random(random) => Some(random.of_layers as u32),
         Checkpoint::Gguf(_) | Checkpoint::Folder(_) => None,
     };

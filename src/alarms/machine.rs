@@ -52,13 +52,13 @@ pub(super) fn random_weights(record: &Record) -> Option<String> {
     let part = match model.n_layers == of_layers {
         true => String::new(),
         false => format!(
-            " of {} of its {of_layers} layers, and so are bytes and times",
+            ", and bytes and times are those of {} of its {of_layers} layers",
             model.n_layers
         ),
     };
     Some(format!(
-        "the weights are random{part}: the answers mean nothing, and a model's own weights give its \
-         own answers; use them before you decide"
+        "{} has random weights: its answers mean nothing{part}; measure with a model's own weights before you decide",
+        model.name
     ))
 }
 

@@ -26,7 +26,8 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let folder = OutputFolder::of_new_run(args.run.out.as_deref(), "baseline")?;
     let file = preparation::model_file(&args.model, terminal)?;
-    let loaded = preparation::load(&file, &args.model, terminal)?;
+    let checkpoint = preparation::open(&file, &args.model, 1)?;
+    let loaded = preparation::load(&checkpoint, &file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Refused, &loaded.engine)?;
     let environment = Environment::capture(threads);
     let node = preparation::prefill_node(&loaded, &environment)?;

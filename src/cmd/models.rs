@@ -9,6 +9,8 @@ use crate::failure::Failure;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::engine::ModelIdentity;
 use crate::model::kv_cache::KvDtype;
+use crate::model::memory::{self, Need};
+use crate::model::shape::ModelShape;
 use crate::model::source::{self, Finding, Format, ModelFiles, ModelSpec, Removed, SourceError};
 use crate::model::weights::WeightsFormat;
 use crate::report::prose::unpadded;
@@ -121,16 +123,18 @@ fn show(file: &ModelFiles, weights: Option<WeightsFormat>) -> anyhow::Result<Str
     let mut table = Builder::default();
     let mut row = |name: &str, value: String| table.push_record([name.to_owned(), value]);
     row("model", file.name.clone());
+    row("from", file.origin.to_string());
     if let Some(path) = file.location.path() {
         row("file", path.display().to_string());
+        row("bytes", file.bytes.to_string());
+        row("SHA-256", file.sha256.clone());
     }
-    row("from", file.origin.to_string());
-    row("bytes", file.bytes.to_string());
-    row("SHA-256", file.sha256.clone());
     row("weights", identity.weights.clone());
     row("kernels", format.kernels(&formats));
     row("fingerprint", identity.fingerprint());
-    row("layers", shape.n_layers.to_string());
+    row("memory", memory_line(&memory::need(&checkpoint, weights)?));
+    row("architecture", shape.architecture.gguf_name.to_owned());
+    row("layers", layers_line(&shape));
     row(
         "width",
         format!("{}, feed forward {}", shape.hidden, shape.feed_forward),
@@ -157,4 +161,27 @@ fn show(file: &ModelFiles, weights: Option<WeightsFormat>) -> anyhow::Result<Str
         );
     }
     Ok(unpadded(&table.build().with(Style::blank()).to_string()))
+}
+
+/// What it takes before any cache, and where.
+fn memory_line(need: &Need) -> String {
+    format!(
+        "{:.1} MB: {:.1} MB of matrices, {:.1} MB while the largest is made",
+        need.bytes() as f64 / 1e6,
+        need.matrix_bytes as f64 / 1e6,
+        need.transient_bytes as f64 / 1e6,
+    )
+}
+
+/// Layers, and what those see that do not see everything.
+fn layers_line(shape: &ModelShape) -> String {
+    let windows: Vec<usize> = shape.windows.iter().flatten().copied().collect();
+    match windows.first() {
+        None => shape.n_layers.to_string(),
+        Some(window) => format!(
+            "{}, of which {} see the last {window} tokens; their whole cache is sent",
+            shape.n_layers,
+            windows.len()
+        ),
+    }
 }

@@ -22,7 +22,8 @@ pub fn run(
     let kept_fit = kept_fit(&args.link)?;
     let peer = remote_peer(&args.peer, &args.link)?;
     let file = preparation::model_file(&args.model, terminal)?;
-    let loaded = preparation::load(&file, &args.model, terminal)?;
+    let checkpoint = preparation::open(&file, &args.model, 1)?;
+    let loaded = preparation::load(&checkpoint, &file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Accepted, &loaded.engine)?;
     let mut environment = Environment::capture(threads);
     environment.network_cores = args.link.socket.network_cores.clone();

@@ -50,7 +50,8 @@ pub fn run(
         true => (None, node::introduction_for_link(&environment)?),
         false => {
             let file = preparation::model_file(&args.model, terminal)?;
-            let engine = preparation::load(&file, &args.model, terminal)?.engine;
+            let checkpoint = preparation::open(&file, &args.model, 1)?;
+            let engine = preparation::load(&checkpoint, &file, &args.model, terminal)?.engine;
             check_layer(args.corrupt_layer, &engine)?;
             let introduction = node::introduction(&engine, &environment)?;
             (Some(engine), introduction)

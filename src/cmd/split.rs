@@ -53,6 +53,8 @@ pub fn run(
         Some(cores) => preparation::threads(args.model.threads, Some(cores)),
         None => threads,
     };
+    let nodes_here = if peer.is_some() { 1 } else { 2 };
+    let checkpoint = preparation::open(&file, &args.model, nodes_here)?;
     let mut local = match &peer {
         Some(_) => None,
         None => {
@@ -73,7 +75,7 @@ pub fn run(
             )?)
         }
     };
-    let loaded = preparation::load(&file, &args.model, terminal)?;
+    let loaded = preparation::load(&checkpoint, &file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Refused, &loaded.engine)?;
     if args.interference {
         check_scene(&loaded.engine, &prompts)?;

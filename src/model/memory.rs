@@ -52,14 +52,17 @@ pub fn need(checkpoint: &Checkpoint, weights: Option<WeightsFormat>) -> Result<N
     Ok(Need::of(&shape, &checkpoint.matrices(), format))
 }
 
-/// Refuses what does not fit, with the arithmetic and what would.
+/// Refuses what does not fit as often as it is to be loaded on this machine, with the arithmetic and
+/// what would.
 pub fn check(
     checkpoint: &Checkpoint,
     weights: Option<WeightsFormat>,
+    nodes_here: u64,
     available_bytes: Option<u64>,
 ) -> Result<(), ModelError> {
     let need = need(checkpoint, weights)?;
-    let Some(available) = available_bytes.filter(|available| need.bytes() > *available) else {
+    let share = available_bytes.map(|available| available / nodes_here);
+    let Some(available) = share.filter(|share| need.bytes() > *share) else {
         return Ok(());
     };
     let gigabytes = |bytes: u64| format!("{:.2} GB", bytes as f64 / 1e9);
@@ -77,13 +80,17 @@ pub fn check(
     };
     Err(checkpoint.error(format!(
         "it needs {}: {} for {:.2} billion weights, {} while the largest matrix is made and {} for \
-         rotary positions; {} are available here: {advice}",
+         rotary positions; {} are available here{}: {advice}",
         gigabytes(need.bytes()),
         gigabytes(need.matrix_bytes),
         need.weights as f64 / 1e9,
         gigabytes(need.transient_bytes),
         gigabytes(need.rope_bytes),
         gigabytes(available),
+        match nodes_here {
+            1 => "",
+            _ => " for each of both nodes",
+        },
     )))
 }
 
@@ -111,10 +118,11 @@ mod tests {
         let need = need(&whole, wide).unwrap();
         assert_eq!(need.matrix_bytes, 4 * need.weights);
         assert_eq!(need.weights, 8_029_995_008, "norms are no matrices");
-        assert!(check(&whole, wide, None).is_ok());
-        assert!(check(&whole, wide, Some(need.bytes())).is_ok());
+        assert!(check(&whole, wide, 1, None).is_ok());
+        assert!(check(&whole, wide, 1, Some(need.bytes())).is_ok());
+        assert!(check(&whole, wide, 2, Some(need.bytes())).is_err());
         let refused = |available| {
-            let error = check(&whole, wide, Some(available)).unwrap_err();
+            let error = check(&whole, wide, 1, Some(available)).unwrap_err();
             error.to_string()
         };
         let error = refused(need.bytes() - 1);
