@@ -84,7 +84,7 @@ pub(super) fn resolve(
             fetch.run()
         }
         (Err(error), Ok(location)) if error.is_passing() => {
-            tracing::warn!("{name} is taken as it was fetched last, for {error}");
+            tracing::warn!("{name} is taken as it was fetched last: {error}");
             Ok((location, Origin::HubCache))
         }
         (Err(error), _) => Err(error),

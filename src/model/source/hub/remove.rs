@@ -20,10 +20,9 @@ pub(in crate::model::source) fn remove(
     downloads: &Downloads,
 ) -> Result<Removed, SourceError> {
     let cached = CachedRepository::new(&settings.cache, &name.repository);
-    let wanted_commit = match &name.revision {
-        None => None,
-        Some(revision) => Some(cached.commit(revision).unwrap_or_else(|| revision.clone())),
-    };
+    // A revision that is unknown here is taken for a commit.
+    let wanted_commit =
+        (name.revision.as_ref()).map(|r| cached.commit(r).unwrap_or_else(|| r.clone()));
     let mut removed = Removed::default();
     let mut done = Vec::new();
     for download in downloads.all() {
@@ -62,10 +61,7 @@ pub(in crate::model::source) fn remove(
         done.push(download);
     }
     if done.is_empty() {
-        return Err(SourceError::NotFetchedHere {
-            name: name.to_string(),
-            path: cached.folder(),
-        });
+        return Err(SourceError::not_removed(name.to_string(), cached.folder()));
     }
     remove_stale_references(&cached)?;
     for folder in [cached.folder(), cached.locks()] {
