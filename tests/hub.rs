@@ -459,6 +459,24 @@ fn what_was_fetched_can_be_removed_and_nothing_else() {
 }
 
 #[test]
+fn what_two_commits_share_goes_with_the_last_of_them() {
+    let scene = Scene::usual();
+    scene.fetch().exits(0);
+    let first = format!("{REPOSITORY}@{}", scene.hub.commit());
+    scene.hub.put("README.md", b"other words");
+    scene.fetch().exits(0);
+    scene.run(&["models", "remove", &first]).exits(0);
+    scene.run(&["models", "verify", REPOSITORY]).exits(0);
+    assert_eq!(
+        names(&scene.repository().join("snapshots")),
+        [scene.hub.commit()]
+    );
+    let ended = scene.run(&["models", "remove", REPOSITORY]).exits(0);
+    assert!(ended.stdout.contains("removed 4 files"), "{ended}");
+    assert!(!scene.repository().exists());
+}
+
+#[test]
 fn an_interrupted_download_is_removed_too() {
     let scene = Scene::usual();
     scene.hub.set(Trouble {
