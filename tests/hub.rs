@@ -434,7 +434,7 @@ fn what_was_fetched_can_be_removed_and_nothing_else() {
     let ended = scene.run(&remove).exits(0);
     assert!(ended.stdout.contains("removed 4 files, 0.4 MB"), "{ended}");
     assert!(!scene.repository().exists());
-    scene.run(&remove).fails(3, &["org/tiny is not removed"]);
+    scene.run(&remove).fails(3, &["nothing to remove"]);
 
     // Half of it was there before.
     let theirs: [(&str, &[u8]); 2] = [("config.json", CONFIG), ("tokenizer.json", TOKENIZER)];
@@ -456,6 +456,24 @@ fn what_was_fetched_can_be_removed_and_nothing_else() {
         .run(&["models", "remove", "tiny.gguf"])
         .fails(3, &["your own"]);
     assert!(scene.place.path("tiny.gguf").exists());
+}
+
+#[test]
+fn what_two_commits_share_goes_with_the_last_of_them() {
+    let scene = Scene::usual();
+    scene.fetch().exits(0);
+    let first = format!("{REPOSITORY}@{}", scene.hub.commit());
+    scene.hub.put("README.md", b"other words");
+    scene.fetch().exits(0);
+    scene.run(&["models", "remove", &first]).exits(0);
+    scene.run(&["models", "verify", REPOSITORY]).exits(0);
+    assert_eq!(
+        names(&scene.repository().join("snapshots")),
+        [scene.hub.commit()]
+    );
+    let ended = scene.run(&["models", "remove", REPOSITORY]).exits(0);
+    assert!(ended.stdout.contains("removed 4 files"), "{ended}");
+    assert!(!scene.repository().exists());
 }
 
 #[test]

@@ -209,10 +209,16 @@ impl Answering {
                 .map(|name| format!(r#"{{"rfilename":"{name}"}}"#));
             let names: Vec<String> = names.collect();
             let commit = state.trouble.commit.unwrap_or(&commit);
-            let text = format!(r#"{{"sha":"{commit}","siblings":[{}]}}"#, names.join(","));
+            let text = format!(
+                r#"{{"id":"{REPOSITORY}","sha":"{commit}","siblings":[{}]}}"#,
+                names.join(",")
+            );
             return Answer::new(200, String::new(), text.into_bytes());
         }
-        let file = (asked.path).strip_prefix(&format!("/org/tiny/resolve/{commit}/"));
+        let file = (asked.path.strip_prefix("/org/tiny/resolve/"))
+            .and_then(|path| path.split_once('/'))
+            .filter(|(revision, _)| [&commit[..], "main"].contains(revision))
+            .map(|(_, file)| file);
         let Some((file, content)) = file.and_then(|file| Some((file, state.files.get(file)?)))
         else {
             let code = "X-Error-Code: EntryNotFound\r\n".to_owned();

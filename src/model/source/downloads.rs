@@ -29,18 +29,20 @@ struct Known {
 pub(super) enum Download {
     /// A built-in model, in the model cache.
     BuiltIn { path: PathBuf },
-    /// A file of a hub, in the hub's cache.
-    Hub {
-        /// The hub's cache.
+    /// A name that a file has in a commit, in a hub's cache.
+    HubName {
         cache: PathBuf,
         /// `org/name`.
         repository: String,
         commit: String,
         /// Path in the repository.
         file: String,
-        /// Whether its content was fetched too: else another snapshot had it, and only the name
-        /// was added.
-        blob: Option<String>,
+    },
+    /// A content in a hub's cache, whole or in part; several names may lead to it.
+    HubBlob {
+        cache: PathBuf,
+        repository: String,
+        tag: String,
     },
 }
 
@@ -98,23 +100,16 @@ mod tests {
         let built_in = Download::BuiltIn {
             path: folder.path().join("a.gguf"),
         };
-        let hub = |blob: Option<&str>| Download::Hub {
+        let blob = |tag: &str| Download::HubBlob {
             cache: folder.path().join("hub"),
             repository: "org/name".into(),
-            commit: "0".repeat(40),
-            file: "config.json".into(),
-            blob: blob.map(str::to_owned),
+            tag: tag.into(),
         };
-        for download in [
-            built_in.clone(),
-            hub(Some("e")),
-            hub(None),
-            built_in.clone(),
-        ] {
+        for download in [built_in.clone(), blob("a"), blob("b"), built_in.clone()] {
             downloads.remember(download);
         }
         assert_eq!(downloads.all().len(), 3);
-        downloads.forget(&[hub(Some("e")), hub(None)]);
+        downloads.forget(&[blob("a"), blob("b")]);
         assert_eq!(downloads.all(), [built_in]);
     }
 

@@ -56,8 +56,20 @@ pub enum SourceError {
         "{name} is not removed, for this tool did not fetch it: if nothing else needs it, delete {}", path.display()
     )]
     NotFetchedHere { name: String, path: PathBuf },
+    #[error("{name} is not there, nothing to remove: there is no {}", path.display())]
+    NotThere { name: String, path: PathBuf },
     #[error("could not remove {}: {error}", path.display())]
     Remove { path: PathBuf, error: io::Error },
+}
+
+impl SourceError {
+    /// For a model of which no download is noted.
+    pub(super) fn not_removed(name: String, path: PathBuf) -> Self {
+        match path.exists() {
+            true => Self::NotFetchedHere { name, path },
+            false => Self::NotThere { name, path },
+        }
+    }
 }
 
 /// Why a built-in model could not be fetched through pip.

@@ -84,7 +84,7 @@ pub(super) fn resolve(
             fetch.run()
         }
         (Err(error), Ok(location)) if error.is_passing() => {
-            tracing::warn!("{name} is taken as it was fetched last, for {error}");
+            tracing::warn!("{name} is taken as it was fetched last: {error}");
             Ok((location, Origin::HubCache))
         }
         (Err(error), _) => Err(error),
@@ -222,12 +222,20 @@ impl Fetch<'_> {
         remote: &RemoteFile,
         arrived: &dyn Fn(u64),
     ) -> Result<(), HubError> {
-        self.memory.downloads.remember(Downloaded::Hub {
-            cache: self.settings.cache.clone(),
-            repository: self.name.repository.clone(),
+        let cache = || self.settings.cache.clone();
+        let repository = || self.name.repository.clone();
+        if !self.download.has(remote) {
+            self.memory.downloads.remember(Downloaded::HubBlob {
+                cache: cache(),
+                repository: repository(),
+                tag: remote.tag.clone(),
+            });
+        }
+        self.memory.downloads.remember(Downloaded::HubName {
+            cache: cache(),
+            repository: repository(),
             commit: self.listing.commit.clone(),
             file: file.to_owned(),
-            blob: (!self.download.has(remote)).then(|| remote.tag.clone()),
         });
         self.download.bring(file, remote, arrived)
     }

@@ -121,8 +121,7 @@ pub fn remove(spec: &ModelSpec) -> Result<Removed, SourceError> {
     let path = cache.join(model.file_name);
     let download = Download::BuiltIn { path: path.clone() };
     if !downloads.all().contains(&download) {
-        let name = model.name.to_owned();
-        return Err(SourceError::NotFetchedHere { name, path });
+        return Err(SourceError::not_removed(model.name.to_owned(), path));
     }
     let bytes = path.metadata().map_or(0, |metadata| metadata.len());
     fs::remove_file(&path).map_err(|error| SourceError::Remove { path, error })?;

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::super::names::{is_commit, is_repository};
@@ -128,20 +129,15 @@ impl CachedRepository {
     /// Gives a content its name in a commit.
     pub(super) fn link(&self, commit: &str, file: &str, tag: &str) -> io::Result<()> {
         let link = self.snapshot(commit).join(file);
-        if let Some(parent) = link.parent() {
-            fs::create_dir_all(parent)?;
-        }
+        let folder = link.parent().unwrap_or(&link);
+        fs::create_dir_all(folder)?;
         // Relative, so that the cache can be moved: out of the commit, `snapshots` and sub-folders.
         let up = "../".repeat(2 + file.matches('/').count());
         let target = format!("{up}blobs/{tag}");
-        match std::os::unix::fs::symlink(&target, &link) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // One that leads nowhere, or to a content that was replaced.
-                fs::remove_file(&link)?;
-                std::os::unix::fs::symlink(&target, &link)
-            }
-            made => made,
-        }
+        // Renamed over what is there, as another process may be reading it.
+        let made = tempfile::Builder::new().make_in(folder, |path| symlink(&target, path))?;
+        made.into_temp_path().persist(&link)?;
+        Ok(())
     }
 
     /// Notes which commit a branch or tag is now.

@@ -5,14 +5,13 @@
 //! panics on some answers, appends to a partial file whatever a server without ranges sends, checks
 //! no digest, has no timeout, and drops the headers that say why and for how long it is refused.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::http::{Method, Response, StatusCode, header};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, BodyReader};
 
 use super::super::names::{is_blob_name, is_commit, is_plain_path};
 use super::settings::HubSettings;
@@ -55,7 +54,7 @@ pub(super) struct RemoteFile {
 pub(super) struct Part {
     /// Where in the file they begin: 0 if the server has no ranges.
     pub(super) start: u64,
-    pub(super) reader: Box<dyn Read>,
+    pub(super) reader: BodyReader<'static>,
 }
 
 /// A repository at a revision.
@@ -177,7 +176,7 @@ impl<'a> Client<'a> {
         };
         Ok(Part {
             start,
-            reader: Box::new(response.into_body().into_reader()),
+            reader: response.into_body().into_reader(),
         })
     }
 
@@ -321,4 +320,36 @@ fn location(response: &Response<Body>) -> Option<&str> {
 
 fn text<'r>(response: &'r Response<Body>, name: &str) -> Option<&'r str> {
     response.headers().get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stays_at_the_hub_gets_the_token() {
+        let settings = |endpoint: &str| {
+            let variable = |name: &str| match name {
+                "HF_ENDPOINT" => Some(endpoint.into()),
+                _ => Some("/nowhere".into()),
+            };
+            HubSettings::read(true, variable).unwrap()
+        };
+        let below = settings("https://mirror.example/hub");
+        let below = Client::new(&below);
+        let within = |location| below.within_the_hub(location);
+        let path = "https://mirror.example/hub/org/name";
+        assert_eq!(within("/hub/org/name").unwrap(), path);
+        assert_eq!(within(path).unwrap(), path);
+        for outside in [
+            "https://mirror.example/hubris/org/name",
+            "https://mirror.example.evil/hub/org/name",
+            "http://mirror.example/hub/org/name",
+            "//evil.example/org/name",
+            "https://evil.example/hub",
+            "",
+        ] {
+            assert_eq!(within(outside), None, "{outside}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Takes away what this tool fetched into a hub's cache, and nothing else.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
@@ -20,52 +20,25 @@ pub(in crate::model::source) fn remove(
     downloads: &Downloads,
 ) -> Result<Removed, SourceError> {
     let cached = CachedRepository::new(&settings.cache, &name.repository);
-    let wanted_commit = match &name.revision {
-        None => None,
-        Some(revision) => Some(cached.commit(revision).unwrap_or_else(|| revision.clone())),
-    };
-    let mut removed = Removed::default();
-    let mut done = Vec::new();
-    for download in downloads.all() {
-        let Download::Hub {
-            cache,
-            repository,
-            commit,
-            file,
-            blob,
-        } = &download
-        else {
-            continue;
-        };
-        let is_meant = *cache == settings.cache
-            && *repository == name.repository
-            && wanted_commit.as_ref().is_none_or(|wanted| wanted == commit)
-            && name.file.as_ref().is_none_or(|wanted| wanted == file);
-        // The note lies on a disk, where others may write.
-        let is_sound =
-            is_commit(commit) && is_plain_path(file) && blob.as_deref().is_none_or(is_blob_name);
-        if !is_meant || !is_sound {
-            continue;
-        }
-        let snapshot = cached.snapshot(commit);
-        delete(&snapshot.join(file))?;
-        if let Some(tag) = blob.as_deref().filter(|tag| !has_name(&cached, tag)) {
-            for content in [cached.blob(tag), cached.partial(tag)] {
-                if let Some(bytes) = delete(&content)? {
-                    removed.files += 1;
-                    removed.bytes += bytes;
-                }
-            }
-            delete(&cached.lock(tag))?;
-        }
-        remove_empty(&snapshot);
-        done.push(download);
-    }
+    let noted = downloads.all();
+    let mut done = remove_names(name, settings, &cached, &noted)?;
     if done.is_empty() {
-        return Err(SourceError::NotFetchedHere {
-            name: name.to_string(),
-            path: cached.folder(),
-        });
+        return Err(SourceError::not_removed(name.to_string(), cached.folder()));
+    }
+    let mut removed = Removed::default();
+    for download in &noted {
+        if let Download::HubBlob { cache, repository, tag } = download
+            && *cache == settings.cache
+            && *repository == name.repository
+            // The note lies on a disk, where others may write.
+            && is_blob_name(tag)
+            && !has_name(&cached, tag)
+            && let Some(bytes) = delete_content(&cached, tag)?
+        {
+            removed.files += 1;
+            removed.bytes += bytes;
+            done.push(download.clone());
+        }
     }
     remove_stale_references(&cached)?;
     for folder in [cached.folder(), cached.locks()] {
@@ -74,6 +47,54 @@ pub(in crate::model::source) fn remove(
     downloads.forget(&done);
     removed.is_left = cached.folder().exists().then(|| cached.folder());
     Ok(removed)
+}
+
+/// Removes the names that a model's files have in its commits, and returns their notes.
+fn remove_names(
+    name: &HubName,
+    settings: &HubSettings,
+    cached: &CachedRepository,
+    noted: &[Download],
+) -> Result<Vec<Download>, SourceError> {
+    // A revision that is unknown here is taken for a commit.
+    let wanted_commit =
+        (name.revision.as_ref()).map(|r| cached.commit(r).unwrap_or_else(|| r.clone()));
+    let mut done = Vec::new();
+    for download in noted {
+        if let Download::HubName {
+            cache,
+            repository,
+            commit,
+            file,
+        } = download
+            && *cache == settings.cache
+            && *repository == name.repository
+            && wanted_commit.as_ref().is_none_or(|wanted| wanted == commit)
+            && name.file.as_ref().is_none_or(|wanted| wanted == file)
+            && is_commit(commit)
+            && is_plain_path(file)
+        {
+            delete(&cached.snapshot(commit).join(file))?;
+            remove_empty(&cached.snapshot(commit));
+            done.push(download.clone());
+        }
+    }
+    Ok(done)
+}
+
+/// Deletes a content, whole or in part, unless another process is fetching it; returns its size.
+fn delete_content(cached: &CachedRepository, tag: &str) -> Result<Option<u64>, SourceError> {
+    let lock_path = cached.lock(tag);
+    let lock = File::open(&lock_path);
+    if let Ok(lock) = &lock
+        && matches!(lock.try_lock(), Err(TryLockError::WouldBlock))
+    {
+        return Ok(None);
+    }
+    let whole = delete(&cached.blob(tag))?;
+    let part = delete(&cached.partial(tag))?;
+    delete(&lock_path)?;
+    Ok(Some(whole.unwrap_or(0) + part.unwrap_or(0)))
 }
 
 /// Deletes a file or link, if it is there; returns the size of a file.
