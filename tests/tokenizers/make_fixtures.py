@@ -238,8 +238,9 @@ def main():
     digits = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    # Published as GPT2Tokenizer, which transformers 5 takes for GPT-2's rules whatever the file says.
     save("smollm", byte_level(digits, im), {
-        "tokenizer_class": "GPT2Tokenizer", "chat_template": (HERE / "templates/smollm2.jinja").read_text(),
+        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": (HERE / "templates/smollm2.jinja").read_text(),
         **clean,
     }, "smollm", extra={"special_tokens_map.json": {
         "bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>", "lstrip": False},

@@ -11,7 +11,7 @@ use jiff::civil::DateTime;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, escape_formatter};
 use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use serde_json::ser::{Formatter, Serializer};
 
 use crate::model::ModelError;
 
@@ -21,6 +21,12 @@ const TEMPLATE_FUEL: u64 = 1 << 21;
 
 /// Widest indent of JSON; Python knows no limit, templates use 2 and 4.
 const MAX_INDENT: usize = 16;
+
+/// Most that one `tojson` may give: what shares its parts can be written out without end.
+const MAX_JSON_BYTES: usize = 1 << 20;
+
+/// Deepest nesting of lists and dicts in JSON: writing it recurses.
+const MAX_JSON_DEPTH: usize = 128;
 
 /// A template and the special tokens that it may name.
 pub struct ChatTemplate {
@@ -106,34 +112,110 @@ fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Stri
         return Err(failed("tojson with ensure_ascii is not supported".into()));
     }
     options.assert_all_used()?;
-    let mut json = Vec::new();
-    let written = match indent {
-        Some(width) if width > MAX_INDENT => {
-            return Err(failed(format!(
-                "an indent of {width}, wanted at most {MAX_INDENT}"
-            )));
-        }
-        Some(width) => {
-            let spaces = [b' '; MAX_INDENT];
-            let pretty = PrettyFormatter::with_indent(&spaces[..width]);
-            value.serialize(&mut Serializer::with_formatter(&mut json, pretty))
-        }
-        None => value.serialize(&mut Serializer::with_formatter(&mut json, Spaced)),
+    if indent.is_some_and(|width| width > MAX_INDENT) {
+        return Err(failed(format!("tojson with indent over {MAX_INDENT}")));
+    }
+    let mut json = Limited(Vec::new());
+    let python = Python {
+        indent,
+        depth: 0,
+        is_empty: true,
     };
-    written.map_err(|e| failed(e.to_string()))?;
-    String::from_utf8(json).map_err(|e| failed(e.to_string()))
+    (value.serialize(&mut Serializer::with_formatter(&mut json, python)))
+        .map_err(|e| failed(e.to_string()))?;
+    String::from_utf8(json.0).map_err(|e| failed(e.to_string()))
 }
 
-/// One line, with a space behind each comma and colon.
-struct Spaced;
+/// Text that does not grow beyond [`MAX_JSON_BYTES`].
+struct Limited(Vec<u8>);
 
-impl Formatter for Spaced {
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_JSON_BYTES {
+            return Err(io::Error::other(format!(
+                "tojson gives more than {MAX_JSON_BYTES} bytes"
+            )));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A space behind each comma and colon, or each item on a line of its own.
+struct Python {
+    indent: Option<usize>,
+    depth: usize,
+    /// Whether what was begun last has no item yet.
+    is_empty: bool,
+}
+
+impl Python {
+    fn begin<W: io::Write + ?Sized>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth += 1;
+        self.is_empty = true;
+        if self.depth > MAX_JSON_DEPTH {
+            return Err(io::Error::other(format!(
+                "tojson of something {MAX_JSON_DEPTH} levels deep"
+            )));
+        }
+        writer.write_all(bracket)
+    }
+
+    fn end<W: io::Write + ?Sized>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if !self.is_empty {
+            self.new_line(writer)?;
+        }
+        self.is_empty = false;
+        writer.write_all(bracket)
+    }
+
+    fn item<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.is_empty = false;
+        let comma: &[u8] = match (first, self.indent) {
+            (true, _) => b"",
+            (false, None) => b", ",
+            (false, Some(_)) => b",",
+        };
+        writer.write_all(comma)?;
+        self.new_line(writer)
+    }
+
+    fn new_line<W: io::Write + ?Sized>(&self, writer: &mut W) -> io::Result<()> {
+        match self.indent {
+            None => Ok(()),
+            Some(width) => write!(writer, "\n{:1$}", "", width * self.depth),
+        }
+    }
+}
+
+impl Formatter for Python {
+    fn begin_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.begin(writer, b"[")
+    }
+
+    fn end_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.end(writer, b"]")
+    }
+
     fn begin_array_value<W: io::Write + ?Sized>(
         &mut self,
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
+        self.item(writer, first)
+    }
+
+    fn begin_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.begin(writer, b"{")
+    }
+
+    fn end_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.end(writer, b"}")
     }
 
     fn begin_object_key<W: io::Write + ?Sized>(
@@ -141,7 +223,7 @@ impl Formatter for Spaced {
         writer: &mut W,
         first: bool,
     ) -> io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
+        self.item(writer, first)
     }
 
     fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
@@ -276,10 +358,12 @@ mod tests {
     fn a_template_that_grows_without_end_is_given_up() {
         let escapes = "{% set ns = namespace(s='\"') %}{% for i in range(80) %}\
                        {% set ns.s = ns.s | tojson %}{% endfor %}";
-        let nests = "{% set ns = namespace(s=[]) %}{% for i in range(90000) %}\
+        let nests = "{% set ns = namespace(s=[]) %}{% for i in range(300) %}\
                      {% set ns.s = [ns.s] %}{% endfor %}{{ ns.s | tojson }}";
+        let shares = "{% set ns = namespace(s=[]) %}{% for i in range(60) %}\
+                      {% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}";
         let widens = "{% for i in range(99999) %}{{ strftime_now('%99999d') }}{% endfor %}";
-        for endless in [escapes, nests, widens] {
+        for endless in [escapes, nests, shares, widens] {
             assert!(render(endless).is_err(), "{endless}");
         }
     }

@@ -100,8 +100,8 @@ impl Tokenizer {
             Some(text) => match inner.token_to_id(text) {
                 Some(id) => Ok(Some(id)),
                 None => Err(settings::error(
-                    &path,
-                    format!("{name} is {text:?}, which is not in the vocabulary"),
+                    &folder.join(settings::CONFIG_FILE),
+                    format!("{name} is {text:?}, which {TOKENIZER_FILE} has no token for"),
                 )),
             },
         };

@@ -11,6 +11,9 @@ use tokenizers::AddedToken;
 use crate::model::ModelError;
 use crate::text_file::{self, MAX_CONFIGURATION_BYTES};
 
+/// The file that most of it stands in.
+pub const CONFIG_FILE: &str = "tokenizer_config.json";
+
 /// What the files say, in the words of transformers.
 #[derive(Debug, Default)]
 pub struct Settings {
@@ -98,14 +101,14 @@ enum OneOrMore {
 impl Settings {
     /// Reads what there is.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
-        let config: Config = parsed(&folder.join("tokenizer_config.json"))?;
+        let config: Config = parsed(&folder.join(CONFIG_FILE))?;
         let map: Config = parsed(&folder.join("special_tokens_map.json"))?;
         let template = match text(&folder.join("chat_template.jinja"))? {
             Some(template) => Some(template),
             None => (config.chat_template)
                 .map(|templates| templates.default())
                 .transpose()
-                .map_err(|why| error(&folder.join("tokenizer_config.json"), why))?,
+                .map_err(|why| error(&folder.join(CONFIG_FILE), why))?,
         };
         let named = [
             ("bos_token", config.bos_token, map.bos_token),
