@@ -5,8 +5,10 @@ mod tiny_model;
 use std::collections::BTreeSet;
 
 use disagg_bench::cores::{self, CoreList};
-use disagg_bench::metrics::interference::Moments;
+use disagg_bench::metrics::interference::{InterferenceSample, Moments};
 use disagg_bench::metrics::{Arm, Origin, Record, Status};
+use disagg_bench::wire::Kind;
+use tiny_model::proxy::Proxy;
 use tiny_model::{Ended, Workplace, skipped};
 
 /// Requests that take no time.
@@ -303,5 +305,40 @@ fn a_decode_node_on_this_machine_must_have_cores_of_its_own() {
     place
         .run(&shared)
         .fails(3, &[&what, "serve-decode with --cores"]);
+    node.stop();
+}
+
+#[test]
+fn a_resumed_run_keeps_what_was_seen_of_the_scene_and_sees_the_rest() {
+    let Some((one, other)) = two_cores() else {
+        return skipped("interference", "fewer than two cores");
+    };
+    let place = Workplace::new();
+    let node = place.serve(&["--cores", &other]);
+    // It takes one connection, so the newcomer of the first split scene finds nobody.
+    let proxy = Proxy::start(&node.address, Kind::Done, usize::MAX);
+    let split = |more: &[&str]| {
+        let scene = ["split", "--interference", "--cores", &one, "--warmup", "0"];
+        place.run(&[&scene, more, &SHORT[..6]].concat())
+    };
+    split(&["--out", "run", "--peer", &proxy.address]).fails(4, &["cannot be reached any more"]);
+    let before = place.record("run").interference.unwrap();
+    let failed = |sample: &InterferenceSample| sample.error.is_some();
+    assert_eq!(before.samples.len(), 3, "one round");
+    assert_eq!(before.samples.iter().filter(|s| failed(s)).count(), 1);
+
+    split(&["--resume", "run", "--peer", &node.address]).exits(0);
+    let record = place.record("run");
+    assert_eq!(record.run.status, Status::Complete);
+    let after = record.interference.unwrap();
+    assert_eq!(after.running_output_tokens, before.running_output_tokens);
+    for (old, new) in before.samples.iter().zip(&after.samples) {
+        assert_eq!((&old.moments, &old.error), (&new.moments, &new.error));
+    }
+    let seen: Vec<_> = (after.samples.iter().filter(|s| !failed(s)))
+        .map(|s| (s.arm, s.chunk_tokens, s.repeat))
+        .collect();
+    assert_eq!(seen.len(), 3 * 2, "each arm once a round: {seen:?}");
+    assert_eq!(BTreeSet::from_iter(seen).len(), 3 * 2);
     node.stop();
 }

@@ -5,7 +5,7 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::{Experiment, Plan, Progress, Way};
+use super::{Experiment, Plan, Progress, Way, resume};
 use crate::check;
 use crate::failure::Failure;
 use crate::metrics::figures::Figures;
@@ -42,25 +42,33 @@ impl Experiment<'_> {
     ) -> anyhow::Result<()> {
         let scene = self.scene(plan)?;
         let chunk = plan.chunk_tokens.unwrap_or(CHUNK_TOKENS);
-        self.record.interference = Some(Interference {
+        let ways = [
+            (Arm::Single, None),
+            (Arm::Single, Some(chunk)),
+            (Arm::Split, None),
+        ];
+        let demanded = check::demanded(self.record);
+        // Of a run that is resumed some of it may be there already.
+        self.record.interference.get_or_insert(Interference {
             running_prompt_tokens: scene.running.prompt.len() as u32,
             running_output_tokens: scene.running.output_tokens,
             comes_after_tokens: scene.comes_after_tokens,
             newcomer_prompt_tokens: scene.newcomer.prompt.len() as u32,
-            demanded: check::demanded(self.record),
+            demanded,
             samples: Vec::new(),
         });
+        if (0..plan.repeats).all(|repeat| ways.iter().all(|way| self.has_seen(*way, repeat))) {
+            return Ok(());
+        }
         let mut second = None;
         let mut first_failure = None;
         for round in 0..plan.warmup + plan.repeats {
             let warmup = round < plan.warmup;
-            let mut ways = [
-                (Arm::Single, None),
-                (Arm::Single, Some(chunk)),
-                (Arm::Split, None),
-            ];
-            ways.shuffle(random);
-            for (arm, chunk_tokens) in ways {
+            let repeat = if warmup { round } else { round - plan.warmup };
+            let mut lacking = ways.to_vec();
+            lacking.shuffle(random);
+            lacking.retain(|way| warmup || !self.has_seen(*way, repeat));
+            for (arm, chunk_tokens) in lacking {
                 (self.observer)(Progress::Next("interference"));
                 let moments = match arm {
                     Arm::Single => on_one_node(self.node, &scene, chunk_tokens).await,
@@ -70,7 +78,7 @@ impl Experiment<'_> {
                     arm,
                     chunk_tokens,
                     warmup,
-                    repeat: if warmup { round } else { round - plan.warmup },
+                    repeat,
                     error: moments.as_ref().err().map(|e| format!("{e:#}")),
                     moments: match moments {
                         Ok(moments) => Some(moments),
@@ -92,6 +100,12 @@ impl Experiment<'_> {
             Some(error) => Err(error.context("at least one request of the interference failed")),
             None => Ok(()),
         }
+    }
+
+    /// Whether a round was seen in an arm: in a resumed run alone.
+    fn has_seen(&self, way: (Arm, Option<u32>), repeat: u32) -> bool {
+        let begun = self.record.interference.as_ref();
+        begun.is_some_and(|begun| resume::is_seen(&begun.samples, way, repeat))
     }
 
     /// The newcomer has a session of its own, so that its cache does not queue behind the running
@@ -117,17 +131,15 @@ impl Experiment<'_> {
         Ok(moments)
     }
 
-    /// The running sequence is as long as the other prompt's prefill takes, by what the cases gave.
     fn scene(&self, plan: &Plan) -> anyhow::Result<Scene> {
         let (shortest, longest) = both(&plan.prompts).context("there is no prompt")?;
-        let prefills = self.single(Some(longest), |f| Some(f.prefill_ns? as f64 / 1e6));
-        let prefill = Figure::of(&prefills).context("interference needs a single arm")?;
-        // The quickest of all: with too many tokens the prefill is seen to its end all the same.
-        let steps = self.single(None, |f| Some(f.tpot_ns? / 1e6));
-        let step = Figure::of(&steps)
-            .context("interference needs an answer of more than one token in the single arm")?;
-        let meanwhile = (SLOWER * prefill.median / step.min.max(1e-3)).ceil() as u32;
-        let wanted = COMES_AFTER_TOKENS + meanwhile + TAIL_TOKENS;
+        let wanted = match &self.record.interference {
+            // What is left of a resumed scene is the same scene, as far as its file can be believed.
+            Some(begun) => begun
+                .running_output_tokens
+                .max(COMES_AFTER_TOKENS + TAIL_TOKENS),
+            None => self.running_output_tokens(longest)?,
+        };
         let request = |prompt: &Prompt, output_tokens| {
             let mut request = plan.request(prompt, Way::SingleHere);
             (request.output_tokens, request.ignore_eos) = (output_tokens, true);
@@ -142,6 +154,18 @@ impl Experiment<'_> {
             comes_after_tokens: COMES_AFTER_TOKENS,
             tail_tokens: TAIL_TOKENS,
         })
+    }
+
+    /// The running sequence is as long as the other prompt's prefill takes, by what the cases gave.
+    fn running_output_tokens(&self, longest: &Prompt) -> anyhow::Result<u32> {
+        let prefills = self.single(Some(longest), |f| Some(f.prefill_ns? as f64 / 1e6));
+        let prefill = Figure::of(&prefills).context("interference needs a single arm")?;
+        // The quickest of all: with too many tokens the prefill is seen to its end all the same.
+        let steps = self.single(None, |f| Some(f.tpot_ns? / 1e6));
+        let step = Figure::of(&steps)
+            .context("interference needs an answer of more than one token in the single arm")?;
+        let meanwhile = (SLOWER * prefill.median / step.min.max(1e-3)).ceil() as u32;
+        Ok(meanwhile.saturating_add(COMES_AFTER_TOKENS + TAIL_TOKENS))
     }
 
     /// A figure of the measured single arms of a prompt, or of all.

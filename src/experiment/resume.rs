@@ -3,7 +3,8 @@
 
 use crate::environment::{Environment, same_bits_expected};
 use crate::failure::Failure;
-use crate::metrics::{Record, Sample, Status};
+use crate::metrics::interference::InterferenceSample;
+use crate::metrics::{Arm, Record, Sample, Status};
 use crate::workload::Prompt;
 
 use super::plan::way_of;
@@ -32,8 +33,6 @@ pub fn continued(
     if record.link.is_none() {
         record.link.clone_from(&fresh.link);
     }
-    // The scene is measured whole or not at all.
-    record.interference = None;
     Ok(record)
 }
 
@@ -171,6 +170,20 @@ pub(super) fn is_measured(samples: &[Sample], way: Way, repeat: u32) -> bool {
     samples
         .iter()
         .any(|s| !s.warmup && s.error.is_none() && s.repeat == repeat && way_of(s) == Some(way))
+}
+
+/// Whether a round of the scene was seen in this arm.
+pub(super) fn is_seen(
+    samples: &[InterferenceSample],
+    (arm, chunk_tokens): (Arm, Option<u32>),
+    repeat: u32,
+) -> bool {
+    samples.iter().any(|s| {
+        !s.warmup
+            && s.moments.is_some()
+            && s.repeat == repeat
+            && (s.arm, s.chunk_tokens) == (arm, chunk_tokens)
+    })
 }
 
 #[cfg(test)]
