@@ -1,14 +1,14 @@
-//! What the commands that run a model do before anything is measured: threads, output folder,
-//! model, prompts, and an empty record.
+//! What the commands that run a model do before anything is measured: threads, model,
+//! prompts, and an empty record. The output folder is `output`'s, nodes' identities are `tls`'s.
 
+mod output;
 mod tls;
 
+pub use output::{OutputFolder, RUN_FILE};
 pub use tls::{Pair, demand_peer, new_identity, transport};
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs::{File, TryLockError};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -81,84 +81,6 @@ pub fn network_cores(command: &mut Command) -> Result<Option<CoreList>, Failure>
 pub fn pin(cores: &CoreList) -> Result<(), Failure> {
     cores::pin(cores).map_err(|why| Failure::Setting(format!("--cores {cores}: {why}")))
 }
-
-/// Creates the output folder before any work is done, so that a wrong path costs nothing.
-pub fn output_folder(out: Option<&Path>, command: &str) -> anyhow::Result<PathBuf> {
-    let folder = match out {
-        Some(folder) => folder.to_path_buf(),
-        None => {
-            #[expect(clippy::disallowed_methods, reason = "a name, no duration")]
-            let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
-            let wanted = Path::new("reports").join(format!("{time}-{command}"));
-            new_folder(&wanted).map_err(|e| not_writable(&wanted, &e))?
-        }
-    };
-    let run_file = folder.join(RUN_FILE);
-    writable_folder(&folder)?;
-    if run_file.exists() {
-        return Err(Failure::Setting(format!(
-            "{} exists and records are never overwritten: choose another folder with --out",
-            run_file.display()
-        ))
-        .into());
-    }
-    Ok(folder)
-}
-
-/// Keeps other processes from measuring into the same folder for as long as the result lives.
-pub fn claim(folder: &Path) -> Result<File, Failure> {
-    let path = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
-    let refuse = |why: String| {
-        Failure::Setting(format!(
-            "cannot claim {}: {why}: choose another folder with --out",
-            path.display()
-        ))
-    };
-    let opened = File::open(path).map_err(|error| refuse(error.to_string()))?;
-    match opened.try_lock() {
-        Ok(()) => Ok(opened),
-        Err(TryLockError::WouldBlock) => Err(refuse("another process is measuring into it".into())),
-        // A file system without locks keeps nobody out.
-        Err(TryLockError::Error(_)) => Ok(opened),
-    }
-}
-
-/// Creates a folder where it is missing, and makes sure that files can be made in it.
-pub fn writable_folder(folder: &Path) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder)
-        .and_then(|()| tempfile::NamedTempFile::new_in(folder).map(drop))
-        .map_err(|error| not_writable(folder, &error))
-}
-
-fn not_writable(folder: &Path, error: &std::io::Error) -> Failure {
-    Failure::Setting(format!(
-        "cannot write into {}: {error}: choose another folder with --out",
-        folder.display()
-    ))
-}
-
-/// Creates `wanted`, or with a number behind it where a run of the same second has it.
-fn new_folder(wanted: &Path) -> std::io::Result<PathBuf> {
-    wanted.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-    let mut folder = wanted.to_path_buf();
-    let mut number = 1;
-    loop {
-        match std::fs::create_dir(&folder) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                number += 1;
-                folder = PathBuf::from(format!("{}-{number}", wanted.display()));
-            }
-            made => return made.map(|()| folder),
-        }
-    }
-}
-
-/// The record's name in an output folder.
-pub const RUN_FILE: &str = "run.json";
 
 /// Finds or fetches the model file.
 pub fn model_file(args: &ModelArgs, terminal: &Terminal) -> anyhow::Result<ModelFile> {

@@ -393,6 +393,17 @@ fn an_output_folder_that_cannot_be_used_costs_no_work() {
 }
 
 #[test]
+fn an_output_folder_into_which_nothing_came_is_taken_away_again() {
+    let place = Workplace::new();
+    for out in [&[][..], &["--out", "new/run"]] {
+        let split = [&["split", "--peer", "127.0.0.1:1"], out, &SHORT[..]].concat();
+        place.run(&split).fails(4, &["127.0.0.1:1"]);
+    }
+    assert!(!place.path("reports").exists());
+    assert!(!place.path("new").exists());
+}
+
+#[test]
 fn a_layer_to_damage_must_exist() {
     let place = Workplace::new();
     let arguments = [

@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::metrics::Setting;
 use crate::node::batch::{Batch, together};
 use crate::node::prefill::PrefillNode;
-use crate::preparation::{self, RUN_FILE};
+use crate::preparation::{self, OutputFolder, RUN_FILE};
 use crate::terminal::Terminal;
 use crate::workload::PlainText;
 
@@ -24,7 +24,7 @@ pub fn run(
     threads: usize,
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
-    let folder = preparation::output_folder(args.run.out.as_deref(), "baseline")?;
+    let folder = OutputFolder::of_new_run(args.run.out.as_deref(), "baseline")?;
     let file = preparation::model_file(&args.model, terminal)?;
     let loaded = preparation::load(&file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Refused, &loaded.engine)?;

@@ -11,7 +11,7 @@ use crate::cli::ReportArgs;
 use crate::failure::Failure;
 use crate::link::Sweep;
 use crate::metrics::Record;
-use crate::preparation::{RUN_FILE, output_folder, writable_folder};
+use crate::preparation::{OutputFolder, RUN_FILE};
 use crate::report::{self, Named};
 use crate::terminal::Terminal;
 use crate::text_file::{self, MAX_RECORD_BYTES};
@@ -19,7 +19,7 @@ use crate::text_file::{self, MAX_RECORD_BYTES};
 /// Reads the runs and writes their report.
 pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
     if let Some(sweep) = only_sweep(&args.runs)? {
-        let folder = output_folder(args.out.as_deref(), "report")?;
+        let folder = OutputFolder::of_new_run(args.out.as_deref(), "report")?;
         report::write_sweep(&sweep, &folder)?;
         terminal.line(&format!("report: {}", folder.display()));
         return Ok(());
@@ -34,7 +34,7 @@ pub fn run(args: &ReportArgs, terminal: &Terminal) -> anyhow::Result<()> {
             folder
         }
         _ => {
-            let folder = output_folder(args.out.as_deref(), "report")?;
+            let folder = OutputFolder::of_new_run(args.out.as_deref(), "report")?;
             let paths = args.runs.iter().map(PathBuf::as_path);
             let runs = Named::all(paths.zip(records).collect());
             report::write_overlay(&runs, &folder)?;
@@ -72,14 +72,14 @@ struct Kind {
 }
 
 /// Where the report of one run goes: beside it unless somewhere else is asked for.
-fn folder(run: &Path, out: Option<&Path>) -> Result<PathBuf, Failure> {
+fn folder(run: &Path, out: Option<&Path>) -> Result<OutputFolder, Failure> {
     let file = run_file(run);
-    let folder = match (out, file.parent()) {
+    let path = match (out, file.parent()) {
         (Some(out), _) => out,
         (None, Some(parent)) if !parent.as_os_str().is_empty() => parent,
         (None, _) => Path::new("."),
     };
-    writable_folder(folder)?;
+    let folder = OutputFolder::writable(path)?;
     let other = folder.join(RUN_FILE);
     if other.exists() && !is_same(&other, &file) {
         return Err(Failure::Setting(format!(
@@ -87,7 +87,7 @@ fn folder(run: &Path, out: Option<&Path>) -> Result<PathBuf, Failure> {
             other.display()
         )));
     }
-    Ok(folder.to_owned())
+    Ok(folder)
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {

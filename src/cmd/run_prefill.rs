@@ -7,7 +7,7 @@ use crate::cli::RunPrefillArgs;
 use crate::environment::Environment;
 use crate::metrics::Setting;
 use crate::node;
-use crate::preparation::{self, RUN_FILE};
+use crate::preparation::{self, OutputFolder, RUN_FILE};
 use crate::terminal::Terminal;
 use crate::workload::PlainText;
 
@@ -18,7 +18,7 @@ pub fn run(
     threads: usize,
     terminal: &Terminal,
 ) -> anyhow::Result<()> {
-    let folder = preparation::output_folder(args.run.out.as_deref(), "run-prefill")?;
+    let folder = OutputFolder::of_new_run(args.run.out.as_deref(), "run-prefill")?;
     let kept_fit = kept_fit(&args.link)?;
     let peer = remote_peer(&args.peer, &args.link)?;
     let file = preparation::model_file(&args.model, terminal)?;

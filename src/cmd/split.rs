@@ -16,7 +16,7 @@ use crate::local_peer::{LocalPeer, Placing, network_cores};
 use crate::metrics::{LinkRecord, Record, Setting, Status};
 use crate::node;
 use crate::node::prefill::{Connection, Patience, Peer};
-use crate::preparation::{self, RUN_FILE};
+use crate::preparation::{self, OutputFolder, RUN_FILE};
 use crate::report::number::count;
 use crate::terminal::Terminal;
 use crate::wire::message::Introduction;
@@ -32,10 +32,10 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let interrupted = args.resume.as_deref().map(interrupted).transpose()?;
     let folder = match &args.resume {
-        Some(run) => super::folder_of(run),
-        None => preparation::output_folder(args.run.out.as_deref(), "split")?,
+        Some(run) => OutputFolder::existing(super::folder_of(run)),
+        None => OutputFolder::of_new_run(args.run.out.as_deref(), "split")?,
     };
-    let _claim = preparation::claim(&folder)?;
+    let _claim = folder.claim()?;
     preparation::demand_peer(&args.link.tls, args.peer.as_deref())?;
     let kept_fit = kept_fit(&args.link)?;
     let decode_cores = args.decode_cores.as_ref();
