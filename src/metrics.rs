@@ -602,8 +602,12 @@ impl std::fmt::Display for Agreement {
 impl Record {
     /// Reads a record, refusing other schema versions and numbers that nobody measured.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = text_file::read(path, MAX_RECORD_BYTES)
-            .with_context(|| format!("cannot read the run file {}", path.display()))?;
+        let text = text_file::read(path, MAX_RECORD_BYTES).map_err(|error| {
+            anyhow::anyhow!(
+                "cannot read the run file {}: {error}: give the run.json of a run, or its folder",
+                path.display()
+            )
+        })?;
         #[derive(Deserialize)]
         struct Version {
             schema_version: u32,

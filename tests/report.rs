@@ -142,6 +142,10 @@ fn what_is_no_run_is_refused() {
     std::fs::create_dir(place.path("empty")).unwrap();
     for (run, part) in [
         ("none/run.json", "cannot read the run file none/run.json"),
+        (
+            "none",
+            "os error 2): give the run.json of a run, or its folder",
+        ),
         ("empty", "cannot read the run file empty/run.json"),
         ("notes.txt", "notes.txt is not a run file of this tool"),
         ("other.json", "give the run.json of a run"),
