@@ -602,6 +602,9 @@ pub struct ShowModelArgs {
     /// kernels here, else q8; f32 for a file of floats]
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<WeightsFormat>,
+    /// Of random weights: so many of the shape's layers [default: all]
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -135,7 +135,7 @@ fn a_model_of_a_kind_that_this_build_does_not_run_is_refused() {
         (
             "llama.rope.scaling.type",
             text("yarn"),
-            &["scaled rotary positions"],
+            &["rotary positions scaled by yarn are not supported"],
         ),
         (
             "tokenizer.ggml.eos_token_id",

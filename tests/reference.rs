@@ -17,7 +17,7 @@ mod candle_llama;
 mod fixture;
 mod tiny_model;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use candle_core::quantized::GgmlDType;
@@ -82,7 +82,7 @@ fn model_file(fixture: &Fixture) -> anyhow::Result<Option<ModelFiles>> {
             anyhow::ensure!(
                 file.sha256 == fixture.model.sha256,
                 "{} is not the file that the reference was made from",
-                file.location.path().display()
+                gguf(&file).display()
             );
             Ok(Some(file))
         }
@@ -96,6 +96,11 @@ fn model_file(fixture: &Fixture) -> anyhow::Result<Option<ModelFiles>> {
     }
 }
 
+/// Where the model is.
+fn gguf(files: &ModelFiles) -> &Path {
+    files.location.path().expect("a file was asked for")
+}
+
 /// The fixture and a loaded engine, or `None` where the model is absent.
 fn load(format: WeightsFormat) -> anyhow::Result<Option<(Fixture, Engine)>> {
     let fixture = Fixture::read()?;
@@ -103,7 +108,7 @@ fn load(format: WeightsFormat) -> anyhow::Result<Option<(Fixture, Engine)>> {
         return Ok(None);
     };
     let engine = Engine::load(
-        file.location.path(),
+        gguf(&file),
         &file.name,
         &file.sha256,
         Some(format),
@@ -174,7 +179,7 @@ fn tokens_and_chat_texts_are_those_of_the_reference() -> anyhow::Result<()> {
     let Some(file) = model_file(&fixture)? else {
         return Ok(());
     };
-    let gguf = Gguf::open(file.location.path())?;
+    let gguf = Gguf::open(gguf(&file))?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
 
     for entry in &fixture.tokenizer {
@@ -322,7 +327,7 @@ fn candle_agrees_on_the_default_model() -> anyhow::Result<()> {
     let Some(file) = model_file(&fixture)? else {
         return Ok(());
     };
-    let mut candle = CandleLlama::open(file.location.path())?;
+    let mut candle = CandleLlama::open(gguf(&file))?;
     // Candle's Q4_1 is too slow for the long ones.
     for prompt in fixture.prompts.iter().filter(|p| p.ids.len() <= 60) {
         let theirs = candle.prefill(&prompt.ids)?;

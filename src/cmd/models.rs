@@ -24,11 +24,11 @@ pub fn run(args: &ModelsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     match &args.command {
         ModelsCommand::List => terminal::print(&list()?),
         ModelsCommand::Show(args) => {
-            let files = resolve(&args.named, terminal)?;
+            let files = resolve(&args.named, args.layers, terminal)?;
             terminal::print(&show(&files, args.weights)?)
         }
         ModelsCommand::Fetch(model) => {
-            let files = resolve(model, terminal)?;
+            let files = resolve(model, None, terminal)?;
             let place = files.location.path().map_or_else(
                 || "random weights, made when they are needed".to_owned(),
                 |path| path.display().to_string(),
@@ -43,8 +43,12 @@ pub fn run(args: &ModelsArgs, terminal: &Terminal) -> anyhow::Result<()> {
     }
 }
 
-fn resolve(args: &NamedModelArgs, terminal: &Terminal) -> Result<ModelFiles, SourceError> {
-    let spec = ModelSpec::parse(&args.model)?;
+fn resolve(
+    args: &NamedModelArgs,
+    layers: Option<usize>,
+    terminal: &Terminal,
+) -> Result<ModelFiles, SourceError> {
+    let spec = ModelSpec::parse(&args.model)?.with_layers(layers)?;
     source::resolve(&spec, args.offline, terminal.fetch())
 }
 

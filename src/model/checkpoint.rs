@@ -95,12 +95,12 @@ impl Checkpoint {
             .map_err(|e| self.error(format!("tensor {name:?}: {e}")))
     }
 
-    /// Element format and number of elements of every matrix.
-    pub fn matrices(&self) -> Vec<(GgmlDType, usize)> {
+    /// Element format of a matrix of the decoder, where it is there.
+    pub fn format_of(&self, name: TensorName) -> Option<GgmlDType> {
         match self {
-            Self::Gguf(gguf) => gguf.matrices().collect(),
-            Self::Folder(folder) => folder.matrices().collect(),
-            Self::Random(random) => random.matrices().collect(),
+            Self::Gguf(gguf) => gguf.format_of(&name.gguf()),
+            Self::Folder(folder) => folder.format_of(&name.hub()),
+            Self::Random(_) => Some(RandomModel::FORMAT),
         }
     }
 
@@ -119,8 +119,11 @@ impl Checkpoint {
 
     /// Element format of every matrix, without repetition, sorted by name.
     pub fn matrix_formats(&self) -> Vec<GgmlDType> {
-        let formats = self.matrices().into_iter().map(|(format, _)| format);
-        let mut formats: Vec<GgmlDType> = formats.collect();
+        let mut formats: Vec<GgmlDType> = match self {
+            Self::Gguf(gguf) => gguf.matrix_formats().collect(),
+            Self::Folder(folder) => folder.matrix_formats().collect(),
+            Self::Random(_) => vec![RandomModel::FORMAT],
+        };
         formats.sort_by_key(|f| format!("{f:?}"));
         formats.dedup();
         formats

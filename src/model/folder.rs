@@ -4,32 +4,30 @@
 mod config;
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, Metadata};
-use serde::Deserialize;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::ModelError;
 use super::mapped::MappedFile;
 use super::shape::ModelShape;
+use super::source;
 use super::tensor_name::TensorName;
 use crate::text_file::{self, MAX_CONFIGURATION_BYTES};
 
 /// What describes the decoder.
 pub const CONFIG_FILE: &str = "config.json";
 
-/// All weights in one file.
-const WEIGHTS_FILE: &str = "model.safetensors";
+/// Largest header of a weight file, in bytes: those of the largest published shards have about a
+/// hundred thousand.
+const MAX_HEADER_BYTES: u64 = 8 << 20;
 
-/// Which weight is in which of several files.
-const INDEX_FILE: &str = "model.safetensors.index.json";
-
-/// Most bytes of an index: that of Llama 3.1 405B has 0.1 MB.
-const MAX_INDEX_BYTES: u64 = 16 << 20;
+/// Most tensors of all files together: far above any real model that runs here.
+const MAX_TENSORS: usize = 1 << 17;
 
 /// Tables that old checkpoints keep, and every implementation computes anew.
 const COMPUTED_ANEW: &str = ".rotary_emb.inv_freq";
@@ -51,44 +49,9 @@ pub struct ModelFolder {
     places: HashMap<String, usize>,
 }
 
-/// The part of an index that matters here.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: HashMap<String, String>,
-}
-
 /// The shape that the text of a `config.json` describes, without the weights beside it.
 pub fn shape_of_config(text: &str) -> Result<ModelShape, String> {
     config::shape(text, true)
-}
-
-/// Names of a folder's weight files, from its index where there is one. They are bare names.
-pub fn weight_files(folder: &Path) -> Result<BTreeSet<String>, String> {
-    let index = folder.join(INDEX_FILE);
-    if !index.exists() {
-        return match folder.join(WEIGHTS_FILE).exists() {
-            true => Ok(BTreeSet::from([WEIGHTS_FILE.to_owned()])),
-            false => Err(format!(
-                "no {WEIGHTS_FILE} and no {INDEX_FILE}: wanted a folder with the weights as \
-                 safetensors"
-            )),
-        };
-    }
-    let of_index = |why: String| format!("{INDEX_FILE}: {why}");
-    let text = text_file::read(&index, MAX_INDEX_BYTES).map_err(|e| of_index(e.to_string()))?;
-    files_of_index(&text).map_err(of_index)
-}
-
-/// Names of the files in the text of an index. They are bare names.
-pub fn files_of_index(text: &str) -> Result<BTreeSet<String>, String> {
-    let index: Index = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    let names: BTreeSet<String> = index.weight_map.into_values().collect();
-    let is_bare = |name: &String| Path::new(name).file_name().is_some_and(|n| n == &**name);
-    match names.iter().find(|name| !is_bare(name)) {
-        Some(name) => Err(format!("{name:?} is no name of a file in the same folder")),
-        None if names.is_empty() => Err("it names no files".into()),
-        None => Ok(names),
-    }
 }
 
 impl ModelFolder {
@@ -102,15 +65,18 @@ impl ModelFolder {
             .map_err(|e| refuse(format!("{CONFIG_FILE}: {e}")))?;
         let mut shards = Vec::new();
         let mut places = HashMap::new();
-        for name in weight_files(path).map_err(refuse)? {
+        for name in source::weight_files(path).map_err(|e| refuse(e.to_string()))? {
             let shard = Shard::open(&path.join(&name))
-                .map_err(|why| refuse(format!("{name}: {why}: fetch it again")))?;
+                .map_err(|why| refuse(format!("{name}: {why}: the file is damaged")))?;
             for tensor in shard.metadata.offset_keys() {
                 if places.insert(tensor.clone(), shards.len()).is_some() {
                     return Err(refuse(format!("tensor {tensor} stands in two files")));
                 }
             }
             shards.push(shard);
+            if places.len() > MAX_TENSORS {
+                return Err(refuse(format!("more than {MAX_TENSORS} tensors")));
+            }
         }
         let has_output = places.contains_key(&TensorName::Output.hub());
         let shape = config::shape(&config, has_output)
@@ -150,14 +116,20 @@ impl ModelFolder {
         names.find(|name| !known.contains(*name) && !name.ends_with(COMPUTED_ANEW))
     }
 
-    /// Element format and number of elements of every matrix.
-    pub fn matrices(&self) -> impl Iterator<Item = (GgmlDType, usize)> {
-        let tensors = self.places.iter().filter_map(|(name, shard)| {
-            let info = self.shards[*shard].metadata.info(name)?;
-            Some((element_format(info.dtype)?, &info.shape))
-        });
-        let matrices = tensors.filter(|(_, shape)| shape.len() == 2);
-        matrices.map(|(format, shape)| (format, shape.iter().product()))
+    /// Element format of every matrix that can be read.
+    pub fn matrix_formats(&self) -> impl Iterator<Item = GgmlDType> {
+        let infos = self.places.keys().filter_map(|name| self.info(name));
+        let matrices = infos.filter(|info| info.shape.len() == 2);
+        matrices.filter_map(|info| element_format(info.dtype))
+    }
+
+    /// Element format of a tensor, where it can be read.
+    pub fn format_of(&self, name: &str) -> Option<GgmlDType> {
+        element_format(self.info(name)?.dtype)
+    }
+
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.shards[*self.places.get(name)?].metadata.info(name)
     }
 
     /// A tensor of exactly the given shape.
@@ -182,7 +154,12 @@ impl ModelFolder {
         // The offsets were checked against the file's size when it was opened.
         let (start, end) = info.data_offsets;
         let bytes = &shard.file.bytes()[shard.data_start + start..shard.data_start + end];
-        QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, format)
+        // Candle wants elements aligned, which a file need not have them; what is allocated is.
+        let bytes = match bytes.as_ptr().align_offset(size_of::<f32>()) {
+            0 => Cow::Borrowed(bytes),
+            _ => Cow::Owned(bytes.to_vec()),
+        };
+        QStorage::from_data(bytes, &Device::Cpu, format)
             .and_then(|storage| QTensor::new(storage, shape))
             .map_err(|e| self.error(format!("tensor {name}: {e}")))
     }
@@ -191,6 +168,13 @@ impl ModelFolder {
 impl Shard {
     fn open(path: &Path) -> Result<Self, String> {
         let file = MappedFile::open(path).map_err(|e| e.to_string())?;
+        let header = file
+            .bytes()
+            .first_chunk()
+            .map(|bytes| u64::from_le_bytes(*bytes));
+        if header.is_some_and(|bytes| bytes > MAX_HEADER_BYTES) {
+            return Err(format!("its header has more than {MAX_HEADER_BYTES} bytes"));
+        }
         // Checks that tensors fill the file to its last byte without overlapping.
         let (header_bytes, metadata) =
             SafeTensors::read_metadata(file.bytes()).map_err(|e| e.to_string())?;
@@ -216,16 +200,55 @@ fn element_format(dtype: Dtype) -> Option<GgmlDType> {
 mod tests {
     use super::*;
 
+    /// A folder with a model of no layers' worth: what is read before the shape is asked for.
+    fn folder(header: &str, data: &[u8]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8]| {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        };
+        let config = r#"{"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1,
+            "hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 1, "vocab_size": 3,
+            "max_position_embeddings": 8}"#;
+        write(CONFIG_FILE, config.as_bytes());
+        write("tokenizer.json", b"{}");
+        let length = (header.len() as u64).to_le_bytes();
+        write(
+            "model.safetensors",
+            &[&length, header.as_bytes(), data].concat(),
+        );
+        folder
+    }
+
     #[test]
-    fn an_index_names_bare_files_alone() {
-        let files = |text: &str| files_of_index(&format!(r#"{{"weight_map": {{{text}}}}}"#));
-        let both = files(r#""a": "x.safetensors", "b": "y.safetensors", "c": "x.safetensors""#);
-        assert_eq!(both.unwrap().len(), 2);
-        for bad in ["../x", "/x", "a/b", "..", ""] {
-            let error = files(&format!(r#""a": "{bad}""#)).unwrap_err();
-            assert!(error.contains("no name of a file"), "{error}");
+    fn elements_at_an_odd_place_are_read() {
+        let values = [1.5f32, -2.0, 0.25, 8.0, 3.0, -0.5];
+        let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let header =
+            r#"{"model.embed_tokens.weight":{"dtype":"F32","shape":[3,2],"data_offsets":[0,24]}}"#;
+        for padding in 0..8 {
+            let folder = folder(&format!("{header}{}", " ".repeat(padding)), &data);
+            let model = ModelFolder::open(folder.path()).unwrap();
+            let tensor = model.tensor("model.embed_tokens.weight", &[3, 2]).unwrap();
+            let read = tensor.dequantize(&Device::Cpu).unwrap();
+            let read = read.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(read, values, "{padding} spaces behind the header");
         }
-        assert!(files("").unwrap_err().contains("names no files"));
-        assert!(files_of_index("[]").is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_or_has_another_form_is_refused() {
+        let header = r#"{"a":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
+        let refused = |header: &str, data: &[u8]| {
+            let folder = folder(header, data);
+            match ModelFolder::open(folder.path()) {
+                Ok(model) => model.tensor("a", &[1]).unwrap_err().to_string(),
+                Err(error) => error.to_string(),
+            }
+        };
+        assert!(refused(header, &[0; 3]).contains("the file is damaged"));
+        assert!(refused(header, &[0; 4]).contains("is of I32, wanted F32, F16 or BF16"));
+        assert!(refused("[]", &[]).contains("the file is damaged"));
+        let long = " ".repeat(MAX_HEADER_BYTES as usize + 1);
+        assert!(refused(&long, &[]).contains("its header has more than"));
     }
 }

@@ -207,10 +207,15 @@ impl Gguf {
             .map(String::as_str)
     }
 
-    /// Element format and number of elements of every matrix in the file.
-    pub fn matrices(&self) -> impl Iterator<Item = (GgmlDType, usize)> {
+    /// Element format of every matrix in the file.
+    pub fn matrix_formats(&self) -> impl Iterator<Item = GgmlDType> {
         let matrices = (self.content.tensor_infos.values()).filter(|info| info.shape.rank() == 2);
-        matrices.map(|info| (info.ggml_dtype, info.shape.elem_count()))
+        matrices.map(|info| info.ggml_dtype)
+    }
+
+    /// Element format of a tensor.
+    pub fn format_of(&self, name: &str) -> Option<GgmlDType> {
+        (self.content.tensor_infos.get(name)).map(|info| info.ggml_dtype)
     }
 
     /// A tensor of exactly the given shape.

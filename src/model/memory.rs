@@ -1,10 +1,8 @@
 //! Whether a model fits into memory, before anything is loaded.
 
-use candle_core::quantized::GgmlDType;
-
 use super::ModelError;
 use super::checkpoint::Checkpoint;
-use super::shape::ModelShape;
+use super::tensor_name::{LayerTensor, TensorName};
 use super::weights::WeightsFormat;
 
 /// Cosine and sine of an angle, in f32.
@@ -18,26 +16,13 @@ pub struct Need {
     pub weights: u64,
     /// Of all matrices.
     pub matrix_bytes: u64,
-    /// The largest matrix in f32, as it stands beside its final form while it is made.
+    /// What stands beside the largest matrices that are made at once, until they are.
     pub transient_bytes: u64,
     /// Table of rotary positions.
     pub rope_bytes: u64,
 }
 
 impl Need {
-    /// Of a model whose matrices have these formats and numbers of elements.
-    fn of(shape: &ModelShape, matrices: &[(GgmlDType, usize)], format: WeightsFormat) -> Self {
-        let bytes = |&(from, elements): &(GgmlDType, usize)| format.loaded_bytes(from, elements);
-        let elements = || matrices.iter().map(|(_, elements)| *elements as u64);
-        let angles = shape.context_tokens as u64 * shape.head_dim as u64 / 2;
-        Self {
-            weights: elements().sum(),
-            matrix_bytes: matrices.iter().map(bytes).sum(),
-            transient_bytes: elements().max().unwrap_or(0) * size_of::<f32>() as u64,
-            rope_bytes: angles * ROPE_ENTRY_BYTES,
-        }
-    }
-
     /// All of it.
     pub fn bytes(&self) -> u64 {
         self.matrix_bytes + self.transient_bytes + self.rope_bytes
@@ -49,7 +34,42 @@ pub fn need(checkpoint: &Checkpoint, weights: Option<WeightsFormat>) -> Result<N
     let shape = checkpoint.shape()?;
     let formats = checkpoint.matrix_formats();
     let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&formats));
-    Ok(Need::of(&shape, &checkpoint.matrices(), format))
+    let angles = shape.context_tokens as u64 * shape.head_dim as u64 / 2;
+    let mut need = Need {
+        weights: 0,
+        matrix_bytes: 0,
+        transient_bytes: 0,
+        rope_bytes: angles * ROPE_ENTRY_BYTES,
+    };
+    // Matrices that share their input are made together, and stand one behind the other here.
+    let mut together = None;
+    let mut transient_bytes = 0;
+    for name in TensorName::all(&shape) {
+        let dims = name.dims(&shape);
+        let (Some(from), [rows, width]) = (checkpoint.format_of(name), &dims[..]) else {
+            continue;
+        };
+        if together != Some(input_of(name)) {
+            together = Some(input_of(name));
+            transient_bytes = 0;
+        }
+        let elements = rows * width;
+        transient_bytes += format.transient_bytes(from, elements);
+        need.transient_bytes = need.transient_bytes.max(transient_bytes);
+        need.weights += elements as u64;
+        need.matrix_bytes += format.loaded_bytes(from, elements);
+    }
+    Ok(need)
+}
+
+/// The first of those that a matrix is made with.
+fn input_of(name: TensorName) -> TensorName {
+    use LayerTensor::{Gate, Key, Query, Up, Value};
+    match name {
+        TensorName::Layer(layer, Key | Value) => TensorName::Layer(layer, Query),
+        TensorName::Layer(layer, Up) => TensorName::Layer(layer, Gate),
+        other => other,
+    }
 }
 
 /// Refuses what does not fit as often as it is to be loaded on this machine, with the arithmetic and
@@ -79,8 +99,8 @@ pub fn check(
         Checkpoint::Gguf(_) | Checkpoint::Folder(_) => advice,
     };
     Err(checkpoint.error(format!(
-        "it needs {}: {} for {:.2} billion weights, {} while the largest matrix is made and {} for \
-         rotary positions; {} are available here{}: {advice}",
+        "it needs {}: {} for {:.2} billion weights, {} while the largest of them are made and {} \
+         for rotary positions; {} are available here{}: {advice}",
         gigabytes(need.bytes()),
         gigabytes(need.matrix_bytes),
         need.weights as f64 / 1e9,
@@ -118,6 +138,8 @@ mod tests {
         let need = need(&whole, wide).unwrap();
         assert_eq!(need.matrix_bytes, 4 * need.weights);
         assert_eq!(need.weights, 8_029_995_008, "norms are no matrices");
+        // The embedding: 34 bytes of 32 weights as they were made, and 4 of each in f32.
+        assert_eq!(need.transient_bytes, 128_256 * 4096 / 32 * (34 + 4 * 32));
         assert!(check(&whole, wide, 1, None).is_ok());
         assert!(check(&whole, wide, 1, Some(need.bytes())).is_ok());
         assert!(check(&whole, wide, 2, Some(need.bytes())).is_err());

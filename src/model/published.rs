@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::folder;
+use super::shape::ModelShape;
 use crate::text_file::{self, MAX_CONFIGURATION_BYTES};
 
 /// The table, with the source of every line.
@@ -108,12 +110,37 @@ impl PublishedShape {
             .collect()
     }
 
+    fn of_decoder(model: String, shape: &ModelShape) -> Self {
+        let windows = || shape.windows.iter().flatten();
+        let layers_sliding = windows().count();
+        Self {
+            model,
+            layers_full: (shape.n_layers - layers_sliding) as u32,
+            layers_sliding: layers_sliding as u32,
+            window: windows().next().map_or(0, |window| *window as u64),
+            kv_heads: Some(shape.n_kv_heads as u64),
+            head_dim: Some(shape.head_dim as u64),
+            kv_lora_rank: None,
+            qk_rope_head_dim: None,
+            sizes: Sizes {
+                hidden: shape.hidden,
+                feed_forward: shape.feed_forward,
+                heads: shape.n_heads,
+                vocabulary: shape.vocabulary,
+            },
+        }
+    }
+
     /// What a `config.json` of a hub's model says. The error tells what was found and wanted.
     pub fn of_config(path: &Path) -> Result<Self, String> {
         let text = text_file::read(path, MAX_CONFIGURATION_BYTES).map_err(|e| e.to_string())?;
         let config: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-        let folder = path.parent().and_then(Path::file_name);
-        let name = folder.map_or("config.json".into(), |f| f.to_string_lossy().into_owned());
+        let parent = path.parent().and_then(Path::file_name);
+        let name = parent.map_or("config.json".into(), |f| f.to_string_lossy().into_owned());
+        // What the decoder runs, it reads by the rules of its class.
+        if let Ok(shape) = folder::shape_of_config(&text) {
+            return Ok(Self::of_decoder(name, &shape));
+        }
         // Models that also see or hear have their decoder one level down.
         let decoder = config.get("text_config").unwrap_or(&config);
         Config(decoder).shape(name)

@@ -62,14 +62,6 @@ impl RandomModel {
             .map_err(|e| self.error(format!("tensor {name:?}: {e}")))
     }
 
-    /// Element format and number of elements of every matrix.
-    pub fn matrices(&self) -> impl Iterator<Item = (GgmlDType, usize)> {
-        let dims = TensorName::all(&self.shape).into_iter();
-        let dims = dims.map(|name| name.dims(&self.shape));
-        let matrices = dims.filter(|dims| dims.len() == 2);
-        matrices.map(|dims| (Self::FORMAT, dims.iter().product()))
-    }
-
     /// Norms that change nothing, and no biases.
     pub fn vector(&self, name: TensorName) -> Vec<f32> {
         use LayerTensor::{KeyBias, QueryBias, ValueBias};

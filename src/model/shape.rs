@@ -9,6 +9,10 @@ use super::tensor_name::TensorName;
 /// product of three of them overflows.
 pub const MAX_COUNT: u64 = 1 << 20;
 
+/// Most weights of all matrices: a hundred times the largest published models, and a sum of bytes
+/// of them overflows nothing.
+const MAX_WEIGHTS: u64 = 1 << 48;
+
 /// Most layers: far above any real model, whose weights are all named in memory.
 pub const MAX_LAYERS: usize = 1 << 12;
 
@@ -155,6 +159,10 @@ impl ModelShape {
                 head_dim / 2
             ));
         }
+        let weights = self.matrix_weights();
+        if weights > MAX_WEIGHTS {
+            return Err(format!("{weights} weights, wanted at most {MAX_WEIGHTS}"));
+        }
         if self.windows.len() != self.n_layers {
             return Err(format!(
                 "{} windows for {} layers",
@@ -180,12 +188,20 @@ impl ModelShape {
 
     /// Weights of all layers' matrices; embedding and head are not among them.
     pub fn layer_weights(&self) -> u64 {
-        (TensorName::all(self).iter())
-            .filter(|name| matches!(name, TensorName::Layer(..)))
-            .map(|name| name.dims(self))
-            .filter(|dims| dims.len() == 2)
-            .map(|dims| dims.iter().map(|d| *d as u64).product::<u64>())
-            .sum()
+        self.weights_of(|name| matches!(name, TensorName::Layer(..)))
+    }
+
+    fn matrix_weights(&self) -> u64 {
+        self.weights_of(|_| true)
+    }
+
+    /// Saturating: sizes may be those of a file that nobody checked yet.
+    fn weights_of(&self, is_counted: impl Fn(&TensorName) -> bool) -> u64 {
+        let names = TensorName::all(self).into_iter().filter(is_counted);
+        let dims = names.map(|name| name.dims(self));
+        let matrices = dims.filter(|dims| dims.len() == 2);
+        let weights = matrices.map(|dims| dims[0] as u64 * dims[1] as u64);
+        weights.fold(0, u64::saturating_add)
     }
 
     /// Layout of a cache for this model.
@@ -202,6 +218,22 @@ impl ModelShape {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::published;
+
+    #[test]
+    fn no_file_can_ask_for_more_weights_than_can_be_counted() {
+        let shape = published::find("llama-3.1-8b").unwrap().stand_in().unwrap();
+        let widest = 1 << 20;
+        let refused = ModelShape {
+            n_heads: widest,
+            n_kv_heads: widest,
+            head_dim: 128,
+            hidden: widest,
+            ..shape
+        };
+        let error = refused.checked().unwrap_err();
+        assert!(error.contains("weights, wanted at most"), "{error}");
+    }
 
     #[test]
     fn llama_3_scales_long_waves_alone() {

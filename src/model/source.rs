@@ -19,7 +19,7 @@ mod upkeep;
 pub use builtin::{BUILT_IN_MODELS, BuiltIn};
 pub use dummy::DummySpec;
 pub use error::{FetchError, Mismatch, SourceError};
-pub use folder::Unusable;
+pub use folder::{Unusable, weight_files};
 pub use hub::HubError;
 pub use progress::Progress;
 pub use spec::{HubName, ModelSpec};

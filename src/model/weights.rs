@@ -78,6 +78,18 @@ impl WeightsFormat {
         }
     }
 
+    /// Bytes that stand beside a matrix while it is made: as it was, and in f32 where it goes through
+    /// that.
+    pub fn transient_bytes(self, from: GgmlDType, elements: usize) -> u64 {
+        let as_it_was = elements.div_ceil(from.block_size()) * from.type_size();
+        let wide = match self {
+            Self::F32 => elements * size_of::<f32>(),
+            Self::Q8 if !Kernel::here().pays() => elements * size_of::<f32>(),
+            Self::Q8 | Self::AsIs => 0,
+        };
+        (as_it_was + wide) as u64
+    }
+
     /// What computes on this machine, such as `matrices own, avx512-vnni; vectors avx512`.
     pub fn kernels(self, formats: &[GgmlDType]) -> String {
         let own = Kernel::here();

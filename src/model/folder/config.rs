@@ -11,6 +11,8 @@ use crate::model::shape::{Llama3Scaling, MAX_LAYERS, ModelShape, Rope};
 const USUAL_ROPE_BASE: f32 = 10_000.0;
 const USUAL_NORM_EPS: f32 = 1e-6;
 const USUAL_MISTRAL_WINDOW: usize = 4_096;
+const USUAL_QWEN_WINDOW: usize = 4_096;
+const USUAL_QWEN_FULL_LAYERS: usize = 28;
 
 /// The keys that matter, as transformers name them.
 #[derive(Deserialize)]
@@ -50,8 +52,9 @@ fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
 /// How rotary positions are scaled.
 #[derive(Deserialize)]
 struct RopeParameters {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Its older name, which newer files keep beside it.
+    r#type: Option<String>,
     rope_theta: Option<f32>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -125,14 +128,21 @@ impl Config {
         }
     }
 
-    /// Tokens that attention sees, layer by layer.
+    /// Tokens that attention sees, layer by layer, by the rules of the class.
     fn windows(&self, class: &str) -> Result<Vec<Option<usize>>, String> {
-        let window = match (self.sliding_window, class) {
-            (Some(window), _) => window,
-            (None, "MistralForCausalLM") => Some(USUAL_MISTRAL_WINDOW),
-            (None, _) => None,
+        let (window, first_sliding) = match class {
+            "MistralForCausalLM" => {
+                let usual = Some(USUAL_MISTRAL_WINDOW);
+                (self.sliding_window.unwrap_or(usual), 0)
+            }
+            "Qwen2ForCausalLM" | "Qwen3ForCausalLM" if self.use_sliding_window == Some(true) => {
+                let usual = Some(USUAL_QWEN_WINDOW);
+                let first = self.max_window_layers.unwrap_or(USUAL_QWEN_FULL_LAYERS);
+                (self.sliding_window.unwrap_or(usual), first)
+            }
+            // Qwen's files name a window that is not in use; Llama has none, whatever a file says.
+            _ => (None, 0),
         };
-        let layers = 0..self.num_hidden_layers;
         if let Some(types) = &self.layer_types {
             let window_of = |kind: &String| match (&kind[..], window) {
                 ("full_attention", _) => Ok(None),
@@ -144,13 +154,7 @@ impl Config {
             };
             return types.iter().map(window_of).collect();
         }
-        // Qwen's files name a window that is not in use, and the first layers never slide.
-        let first_sliding = match (self.use_sliding_window, self.max_window_layers) {
-            (Some(false), _) => usize::MAX,
-            (Some(true), first) => first.unwrap_or(0),
-            (None, Some(_)) => usize::MAX,
-            (None, None) => 0,
-        };
+        let layers = 0..self.num_hidden_layers;
         Ok(layers
             .map(|layer| window.filter(|_| layer >= first_sliding))
             .collect())
@@ -163,7 +167,7 @@ impl Config {
             .or(self.rope_theta);
         let base = base.unwrap_or(USUAL_ROPE_BASE);
         let scaling = parameters.or(self.rope_scaling.as_ref());
-        let kind = scaling.and_then(|s| s.rope_type.as_deref());
+        let kind = scaling.and_then(|s| s.rope_type.as_deref().or(s.r#type.as_deref()));
         let demand = |name: &str, value: Option<f64>| {
             value.ok_or_else(|| format!("rotary positions are scaled without {name}"))
         };
@@ -202,8 +206,12 @@ mod tests {
     use super::*;
 
     fn with(more: &str) -> Result<ModelShape, String> {
+        of_class("LlamaForCausalLM", more)
+    }
+
+    fn of_class(class: &str, more: &str) -> Result<ModelShape, String> {
         let text = format!(
-            r#"{{"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 3, "hidden_size": 64,
+            r#"{{"architectures": ["{class}"], "num_hidden_layers": 3, "hidden_size": 64,
                 "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 100,
                 "max_position_embeddings": 256{more}}}"#
         );
@@ -219,16 +227,25 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_per_layer() {
-        let windows = |more: &str| with(more).unwrap().windows;
-        assert_eq!(windows(r#", "sliding_window": 8"#), [Some(8); 3]);
-        assert_eq!(windows(r#", "sliding_window": null"#), [None; 3]);
-        let qwen = r#", "sliding_window": 8, "max_window_layers": 1, "use_sliding_window": "#;
-        assert_eq!(windows(&format!("{qwen}false")), [None; 3]);
-        assert_eq!(windows(&format!("{qwen}true")), [None, Some(8), Some(8)]);
-        let listed = r#", "sliding_window": 8,
-            "layer_types": ["sliding_attention", "full_attention", "full_attention"]"#;
-        assert_eq!(windows(listed), [Some(8), None, None]);
+    fn windows_follow_the_rules_of_the_class() {
+        let windows = |class: &str, more: &str| of_class(class, more).unwrap().windows;
+        let window = r#", "sliding_window": 8"#;
+        let mistral = |more: &str| windows("MistralForCausalLM", more);
+        assert_eq!(mistral(window), [Some(8); 3]);
+        assert_eq!(mistral(r#", "sliding_window": null"#), [None; 3]);
+        assert_eq!(mistral(""), [Some(4096); 3]);
+        assert_eq!(windows("LlamaForCausalLM", window), [None; 3]);
+        for class in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
+            let qwen = |more: &str| windows(class, &format!("{window}{more}"));
+            assert_eq!(qwen(""), [None; 3]);
+            let from_1 = r#", "max_window_layers": 1, "use_sliding_window": "#;
+            assert_eq!(qwen(&format!("{from_1}false")), [None; 3]);
+            assert_eq!(qwen(&format!("{from_1}true")), [None, Some(8), Some(8)]);
+            assert_eq!(qwen(r#", "use_sliding_window": true"#), [None; 3]);
+            let listed = r#", "use_sliding_window": true,
+                "layer_types": ["sliding_attention", "full_attention", "full_attention"]"#;
+            assert_eq!(qwen(listed), [Some(8), None, None]);
+        }
     }
 
     #[test]
@@ -236,6 +253,8 @@ mod tests {
         let divisors = |more: &str| with(more).unwrap().rope.divisors;
         let old = r#", "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}"#;
         assert_eq!(divisors(old), Some(vec![4.0; 8]));
+        let both = r#", "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 4.0}"#;
+        assert_eq!(divisors(both), divisors(old));
         let llama3 = r#"{"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192}"#;
@@ -272,7 +291,6 @@ mod tests {
             ),
             (r#", "num_key_value_heads": 0"#, "K/V heads is 0"),
             (r#", "head_dim": 7"#, "head width 7"),
-            (r#", "sliding_window": 0"#, "window of 0 tokens"),
             (
                 r#", "layer_types": ["full_attention"]"#,
                 "1 windows for 3 layers",

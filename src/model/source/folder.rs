@@ -126,17 +126,30 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>, Unusable> {
     Ok(shards.into_iter().collect())
 }
 
-/// The files of the model in a folder, without their folder: those of text first.
-pub(super) fn files(folder: &Path) -> Result<Vec<String>, Unusable> {
+/// What is needed of the files in a folder.
+fn selected(folder: &Path) -> Result<Selection, Unusable> {
     let read = (folder.read_dir()).map_err(|error| Unusable::Unreadable(error.to_string()))?;
     let names = read.take(MAX_NAMES).flatten();
     let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let names: Vec<String> = names.collect();
-    let selection = select(&names)?;
-    let weights = match selection.is_sharded {
-        true => shards(&folder.join(INDEX))?,
-        false => vec![WEIGHTS.to_owned()],
-    };
+    select(&names.collect::<Vec<String>>())
+}
+
+fn weights(folder: &Path, selection: &Selection) -> Result<Vec<String>, Unusable> {
+    match selection.is_sharded {
+        true => shards(&folder.join(INDEX)),
+        false => Ok(vec![WEIGHTS.to_owned()]),
+    }
+}
+
+/// The files with the weights of the model in a folder, without their folder.
+pub fn weight_files(folder: &Path) -> Result<Vec<String>, Unusable> {
+    weights(folder, &selected(folder)?)
+}
+
+/// The files of the model in a folder, without their folder: those of text first.
+pub(super) fn files(folder: &Path) -> Result<Vec<String>, Unusable> {
+    let selection = selected(folder)?;
+    let weights = weights(folder, &selection)?;
     let texts = selection.texts.into_iter().map(str::to_owned);
     let files: Vec<String> = texts.chain(weights).collect();
     for name in &files {
