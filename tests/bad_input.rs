@@ -363,7 +363,10 @@ fn configuration_files_are_checked() {
     let hub = "{\"model\": {\"name\": \"TinyLlama/TinyLlama-1.1B-Chat-v1.0\"}}";
     let notebook = place.file("environment_config.json", hub);
     let ended = Ended::of(place.command(&[&["baseline"], &SHORT[..]].concat()));
-    ended.fails(3, &["TinyLlama/TinyLlama-1.1B-Chat-v1.0", "hub name"]);
+    ended.fails(
+        3,
+        &["TinyLlama/TinyLlama-1.1B-Chat-v1.0", "fetching is off"],
+    );
     // A flag wins over the file.
     baseline().exits(0);
     place.file("environment_config.json", "{\"model\": {\"name\": 7}}");
