@@ -28,30 +28,49 @@ const MAX_JSON_BYTES: usize = 1 << 20;
 /// Deepest nesting of lists and dicts in JSON: writing it recurses.
 const MAX_JSON_DEPTH: usize = 128;
 
+/// Stack that a template is rendered on: letting go of a list recurses into all that it nests, and
+/// the fuel is enough for some hundred thousand levels.
+const STACK_BYTES: usize = 256 << 20;
+
 /// A template and the special tokens that it may name.
 pub struct ChatTemplate {
     source: String,
     /// `bos_token`, `eos_token` and so on, as far as the model has them.
-    special: BTreeMap<&'static str, String>,
-    additional: Vec<String>,
+    special: BTreeMap<&'static str, Value>,
 }
 
 impl ChatTemplate {
     /// Takes the source; what it calls special tokens are variables in it.
     pub fn new(
         source: &str,
-        special: BTreeMap<&'static str, String>,
+        named: BTreeMap<&'static str, String>,
         additional: Vec<String>,
     ) -> Self {
+        let mut special: BTreeMap<_, _> = (named.into_iter())
+            .map(|(name, text)| (name, Value::from(text)))
+            .collect();
+        if !additional.is_empty() {
+            special.insert("additional_special_tokens", additional.into());
+        }
         Self {
             source: without_generation_tags(source),
             special,
-            additional,
         }
     }
 
     /// Renders `(role, content)` messages up to where the assistant's answer starts.
     pub fn render(&self, messages: &[(&str, &str)], now: DateTime) -> Result<String, ModelError> {
+        std::thread::scope(|scope| {
+            (std::thread::Builder::new().stack_size(STACK_BYTES))
+                .spawn_scoped(scope, || self.render_here(messages, now))
+                .map_err(|e| ModelError::ChatTemplate(format!("no thread for it: {e}")))?
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map_err(|e| ModelError::ChatTemplate(e.to_string()))
+        })
+    }
+
+    fn render_here(&self, messages: &[(&str, &str)], now: DateTime) -> Result<String, Error> {
         let messages: Vec<Value> = (messages.iter())
             .map(|(role, content)| minijinja::context! { role => *role, content => *content })
             .collect();
@@ -60,19 +79,9 @@ impl ChatTemplate {
             tools => (),
             documents => (),
             add_generation_prompt => true,
+            ..Value::from(self.special.clone())
         };
-        let mut special: BTreeMap<&str, Value> = (self.special.iter())
-            .map(|(name, text)| (*name, Value::from(text.as_str())))
-            .collect();
-        if !self.additional.is_empty() {
-            special.insert("additional_special_tokens", self.additional.clone().into());
-        }
-        (environment(now))
-            .and_then(|environment| {
-                let context = minijinja::context! { ..chat, ..Value::from(special.clone()) };
-                environment.render_str(&self.source, context)
-            })
-            .map_err(|e| ModelError::ChatTemplate(e.to_string()))
+        environment(now)?.render_str(&self.source, chat)
     }
 }
 
@@ -242,16 +251,12 @@ fn without_generation_tags(source: &str) -> String {
         let end = tag.find("%}").unwrap_or(tag.len());
         let inside = &tag["{%".len()..end.max("{%".len())];
         let name = inside.trim_matches(|c: char| c.is_whitespace() || "-+".contains(c));
-        let plain_name = match name {
-            "generation" => "with",
-            "endgeneration" => "endwith",
-            other => other,
-        };
         plain.push_str("{%");
-        plain.push_str(&match plain_name == name {
-            true => inside.to_string(),
-            false => inside.replace(name, plain_name),
-        });
+        match name {
+            "generation" => plain.push_str(&inside.replace(name, "with")),
+            "endgeneration" => plain.push_str(&inside.replace(name, "endwith")),
+            _ => plain.push_str(inside),
+        }
         rest = &tag[end.max("{%".len())..];
     }
     plain + rest
@@ -360,10 +365,12 @@ mod tests {
                        {% set ns.s = ns.s | tojson %}{% endfor %}";
         let nests = "{% set ns = namespace(s=[]) %}{% for i in range(300) %}\
                      {% set ns.s = [ns.s] %}{% endfor %}{{ ns.s | tojson }}";
+        let deepens = "{% set ns = namespace(s=[]) %}{% for i in range(99) %}\
+                       {% for j in range(99999) %}{% set ns.s = [ns.s] %}{% endfor %}{% endfor %}";
         let shares = "{% set ns = namespace(s=[]) %}{% for i in range(60) %}\
                       {% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}";
         let widens = "{% for i in range(99999) %}{{ strftime_now('%99999d') }}{% endfor %}";
-        for endless in [escapes, nests, shares, widens] {
+        for endless in [escapes, nests, deepens, shares, widens] {
             assert!(render(endless).is_err(), "{endless}");
         }
     }
