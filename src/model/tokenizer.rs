@@ -10,6 +10,7 @@ mod bpe;
 mod chat;
 mod folder;
 mod gguf;
+mod json;
 mod sentencepiece;
 mod settings;
 mod steps;

@@ -5,53 +5,61 @@
 //! blocks. `tools` and `documents` are none.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use jiff::civil::DateTime;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, escape_formatter};
-use serde::Serialize;
-use serde_json::ser::{Formatter, Serializer};
 
+use super::json::to_json;
 use crate::model::ModelError;
 
 /// What rendering a chat template may cost, in instructions or 64 bytes each: a template is a
 /// program out of a file, and may loop. A conversation of a megabyte takes less than a tenth.
 const TEMPLATE_FUEL: u64 = 1 << 21;
 
-/// Widest indent of JSON; Python knows no limit, templates use 2 and 4.
-const MAX_INDENT: usize = 16;
-
-/// Most that one `tojson` may give: what shares its parts can be written out without end.
-const MAX_JSON_BYTES: usize = 1 << 20;
-
-/// Deepest nesting of lists and dicts in JSON: writing it recurses.
-const MAX_JSON_DEPTH: usize = 128;
+/// Stack that a template is rendered on: letting go of a list recurses into all that it nests, and
+/// the fuel is enough for some hundred thousand levels.
+const STACK_BYTES: usize = 256 << 20;
 
 /// A template and the special tokens that it may name.
 pub struct ChatTemplate {
     source: String,
     /// `bos_token`, `eos_token` and so on, as far as the model has them.
-    special: BTreeMap<&'static str, String>,
-    additional: Vec<String>,
+    special: BTreeMap<&'static str, Value>,
 }
 
 impl ChatTemplate {
     /// Takes the source; what it calls special tokens are variables in it.
     pub fn new(
         source: &str,
-        special: BTreeMap<&'static str, String>,
+        named: BTreeMap<&'static str, String>,
         additional: Vec<String>,
     ) -> Self {
+        let mut special: BTreeMap<_, _> = (named.into_iter())
+            .map(|(name, text)| (name, Value::from(text)))
+            .collect();
+        if !additional.is_empty() {
+            special.insert("additional_special_tokens", additional.into());
+        }
         Self {
             source: without_generation_tags(source),
             special,
-            additional,
         }
     }
 
     /// Renders `(role, content)` messages up to where the assistant's answer starts.
     pub fn render(&self, messages: &[(&str, &str)], now: DateTime) -> Result<String, ModelError> {
+        std::thread::scope(|scope| {
+            (std::thread::Builder::new().stack_size(STACK_BYTES))
+                .spawn_scoped(scope, || self.render_here(messages, now))
+                .map_err(|e| ModelError::ChatTemplate(format!("no thread for it: {e}")))?
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                .map_err(|e| ModelError::ChatTemplate(e.to_string()))
+        })
+    }
+
+    fn render_here(&self, messages: &[(&str, &str)], now: DateTime) -> Result<String, Error> {
         let messages: Vec<Value> = (messages.iter())
             .map(|(role, content)| minijinja::context! { role => *role, content => *content })
             .collect();
@@ -60,19 +68,9 @@ impl ChatTemplate {
             tools => (),
             documents => (),
             add_generation_prompt => true,
+            ..Value::from(self.special.clone())
         };
-        let mut special: BTreeMap<&str, Value> = (self.special.iter())
-            .map(|(name, text)| (*name, Value::from(text.as_str())))
-            .collect();
-        if !self.additional.is_empty() {
-            special.insert("additional_special_tokens", self.additional.clone().into());
-        }
-        (environment(now))
-            .and_then(|environment| {
-                let context = minijinja::context! { ..chat, ..Value::from(special.clone()) };
-                environment.render_str(&self.source, context)
-            })
-            .map_err(|e| ModelError::ChatTemplate(e.to_string()))
+        environment(now)?.render_str(&self.source, chat)
     }
 }
 
@@ -104,133 +102,6 @@ fn environment(now: DateTime) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// JSON as Python's `json.dumps` writes it; minijinja's own filter escapes for HTML.
-fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {
-    let failed = |why: String| Error::new(ErrorKind::InvalidOperation, why);
-    let indent = indent.or(options.get("indent")?);
-    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
-        return Err(failed("tojson with ensure_ascii is not supported".into()));
-    }
-    options.assert_all_used()?;
-    if indent.is_some_and(|width| width > MAX_INDENT) {
-        return Err(failed(format!("tojson with indent over {MAX_INDENT}")));
-    }
-    let mut json = Limited(Vec::new());
-    let python = Python {
-        indent,
-        depth: 0,
-        is_empty: true,
-    };
-    (value.serialize(&mut Serializer::with_formatter(&mut json, python)))
-        .map_err(|e| failed(e.to_string()))?;
-    String::from_utf8(json.0).map_err(|e| failed(e.to_string()))
-}
-
-/// Text that does not grow beyond [`MAX_JSON_BYTES`].
-struct Limited(Vec<u8>);
-
-impl io::Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_JSON_BYTES {
-            return Err(io::Error::other(format!(
-                "tojson gives more than {MAX_JSON_BYTES} bytes"
-            )));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A space behind each comma and colon, or each item on a line of its own.
-struct Python {
-    indent: Option<usize>,
-    depth: usize,
-    /// Whether what was begun last has no item yet.
-    is_empty: bool,
-}
-
-impl Python {
-    fn begin<W: io::Write + ?Sized>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.is_empty = true;
-        if self.depth > MAX_JSON_DEPTH {
-            return Err(io::Error::other(format!(
-                "tojson of something {MAX_JSON_DEPTH} levels deep"
-            )));
-        }
-        writer.write_all(bracket)
-    }
-
-    fn end<W: io::Write + ?Sized>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if !self.is_empty {
-            self.new_line(writer)?;
-        }
-        self.is_empty = false;
-        writer.write_all(bracket)
-    }
-
-    fn item<W: io::Write + ?Sized>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.is_empty = false;
-        let comma: &[u8] = match (first, self.indent) {
-            (true, _) => b"",
-            (false, None) => b", ",
-            (false, Some(_)) => b",",
-        };
-        writer.write_all(comma)?;
-        self.new_line(writer)
-    }
-
-    fn new_line<W: io::Write + ?Sized>(&self, writer: &mut W) -> io::Result<()> {
-        match self.indent {
-            None => Ok(()),
-            Some(width) => write!(writer, "\n{:1$}", "", width * self.depth),
-        }
-    }
-}
-
-impl Formatter for Python {
-    fn begin_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.begin(writer, b"[")
-    }
-
-    fn end_array<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.end(writer, b"]")
-    }
-
-    fn begin_array_value<W: io::Write + ?Sized>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        self.item(writer, first)
-    }
-
-    fn begin_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.begin(writer, b"{")
-    }
-
-    fn end_object<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.end(writer, b"}")
-    }
-
-    fn begin_object_key<W: io::Write + ?Sized>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
-        self.item(writer, first)
-    }
-
-    fn begin_object_value<W: io::Write + ?Sized>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
 /// The template with `generation` blocks, which mark what an assistant said for training, as blocks
 /// that do nothing. What whitespace they eat, they go on to eat.
 fn without_generation_tags(source: &str) -> String {
@@ -242,16 +113,12 @@ fn without_generation_tags(source: &str) -> String {
         let end = tag.find("%}").unwrap_or(tag.len());
         let inside = &tag["{%".len()..end.max("{%".len())];
         let name = inside.trim_matches(|c: char| c.is_whitespace() || "-+".contains(c));
-        let plain_name = match name {
-            "generation" => "with",
-            "endgeneration" => "endwith",
-            other => other,
-        };
         plain.push_str("{%");
-        plain.push_str(&match plain_name == name {
-            true => inside.to_string(),
-            false => inside.replace(name, plain_name),
-        });
+        match name {
+            "generation" => plain.push_str(&inside.replace(name, "with")),
+            "endgeneration" => plain.push_str(&inside.replace(name, "endwith")),
+            _ => plain.push_str(inside),
+        }
         rest = &tag[end.max("{%".len())..];
     }
     plain + rest
@@ -360,10 +227,12 @@ mod tests {
                        {% set ns.s = ns.s | tojson %}{% endfor %}";
         let nests = "{% set ns = namespace(s=[]) %}{% for i in range(300) %}\
                      {% set ns.s = [ns.s] %}{% endfor %}{{ ns.s | tojson }}";
+        let deepens = "{% set ns = namespace(s=[]) %}{% for i in range(99) %}\
+                       {% for j in range(99999) %}{% set ns.s = [ns.s] %}{% endfor %}{% endfor %}";
         let shares = "{% set ns = namespace(s=[]) %}{% for i in range(60) %}\
                       {% set ns.s = [ns.s, ns.s] %}{% endfor %}{{ ns.s | tojson }}";
         let widens = "{% for i in range(99999) %}{{ strftime_now('%99999d') }}{% endfor %}";
-        for endless in [escapes, nests, shares, widens] {
+        for endless in [escapes, nests, deepens, shares, widens] {
             assert!(render(endless).is_err(), "{endless}");
         }
     }

@@ -89,9 +89,12 @@ impl Section {
         if self.name == DECODER.name && kind == "Strip" && step["stop"] != 0 {
             return Err("a decoder that strips the end of the text is not supported".into());
         }
-        // It would match between any two characters.
-        if step["pattern"]["String"] == "" || step["pattern"]["Regex"] == "" {
-            return Err(format!("{}: {kind} with an empty pattern", self.name));
+        // It cannot put anything, or anything else, where there is nothing.
+        if step["prepend"] == "" || step["pattern"]["String"] == "" {
+            return Err(format!("{}: {kind} of an empty text", self.name));
+        }
+        if self.name == NORMALIZER.name && step["pattern"]["Regex"].is_string() {
+            return Err("a normalizer with a regular expression is not supported".into());
         }
         Ok(())
     }
@@ -115,12 +118,19 @@ mod tests {
         assert_eq!(normalizer(Some(inside)).unwrap_err(), error);
         let strip = json!({"type": "Strip", "content": " ", "start": 0, "stop": 1});
         assert!(decoder(Some(strip)).unwrap_err().contains("the end"));
-        let empty = json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"});
-        assert!(
-            normalizer(Some(empty))
-                .unwrap_err()
-                .contains("empty pattern")
-        );
+        for (step, part) in [
+            (
+                json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"}),
+                "empty text",
+            ),
+            (json!({"type": "Prepend", "prepend": ""}), "empty text"),
+            (
+                json!({"type": "Replace", "pattern": {"Regex": "x*"}, "content": "y"}),
+                "regular",
+            ),
+        ] {
+            assert!(normalizer(Some(step)).unwrap_err().contains(part), "{part}");
+        }
     }
 
     #[test]
