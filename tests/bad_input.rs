@@ -151,7 +151,7 @@ fn a_model_of_a_kind_that_this_build_does_not_run_is_refused() {
         (
             "tokenizer.ggml.tokens",
             Value::Array(Vec::new()),
-            &["has 0 tokens"],
+            &["vocabulary is 0, wanted 1 to"],
         ),
         (
             "tokenizer.ggml.merges",
