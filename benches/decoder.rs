@@ -100,7 +100,10 @@ fn default_model(criterion: &mut Criterion) {
         Ok(file) => measure(
             criterion,
             &file.name,
-            &load(file.location.path(), &file.sha256),
+            &load(
+                file.location.path().expect("a model with a file"),
+                &file.sha256,
+            ),
         ),
         Err(_) => println!(
             "decoder/{spec}: skipped, for the model is not in the cache: `disagg-bench baseline` \

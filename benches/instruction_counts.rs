@@ -50,7 +50,8 @@ fn main() {
             if phase == "find" {
                 return;
             }
-            load(file.location.path(), &file.sha256)
+            let path = file.location.path().expect("a model with a file");
+            load(path, &file.sha256)
         }
     };
     let prompt: Vec<u32> = (0..PROMPT_TOKENS as u32).map(|i| i % 250).collect();

@@ -19,7 +19,7 @@ pub enum Checkpoint {
     /// A GGUF file.
     Gguf(Box<Gguf>),
     /// A folder as the hub keeps models.
-    Folder(ModelFolder),
+    Folder(Box<ModelFolder>),
     /// Weights that a seed gives.
     Random(Box<RandomModel>),
 }
@@ -36,7 +36,7 @@ impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json` and safetensors.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         Ok(match path.is_dir() {
-            true => Self::Folder(ModelFolder::open(path)?),
+            true => Self::Folder(Box::new(ModelFolder::open(path)?)),
             false => Self::Gguf(Box::new(Gguf::open(path)?)),
         })
     }

@@ -45,42 +45,53 @@ struct Layer {
     down: Matrix,
 }
 
-impl Layer {
-    fn load(
-        i: usize,
-        shape: &ModelShape,
-        matrix: &dyn Fn(&[TensorName], usize) -> Result<Matrix, ModelError>,
-        vector: &dyn Fn(TensorName) -> Result<Vec<f32>, ModelError>,
-    ) -> Result<Self, ModelError> {
+/// Where weights are loaded from, and as what.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    shape: &'a ModelShape,
+    format: WeightsFormat,
+}
+
+impl Loader<'_> {
+    /// Matrices that share their input of `width`, fused into one.
+    fn matrix(&self, names: &[TensorName], width: usize) -> Result<Matrix, ModelError> {
+        Matrix::load(self.checkpoint, self.shape, self.format, names, width)
+    }
+
+    fn vector(&self, name: TensorName) -> Result<Vec<f32>, ModelError> {
+        self.checkpoint.vector(name, self.shape)
+    }
+
+    fn layer(&self, i: usize) -> Result<Layer, ModelError> {
         use LayerTensor::*;
+        let shape = self.shape;
         let name = |tensor| TensorName::Layer(i, tensor);
-        let architecture = shape.architecture;
-        let qkv_bias = match architecture.has_qkv_bias {
+        let qkv_bias = match shape.architecture.has_qkv_bias {
             true => {
-                let parts = [QueryBias, KeyBias, ValueBias].map(|part| vector(name(part)));
+                let parts = [QueryBias, KeyBias, ValueBias].map(|part| self.vector(name(part)));
                 let parts = parts.into_iter().collect::<Result<Vec<_>, _>>()?;
                 Some(parts.concat())
             }
             false => None,
         };
-        let qk_norm = match architecture.has_qk_norm {
+        let qk_norm = match shape.architecture.has_qk_norm {
             true => Some(QueryKeyNorm {
-                query: vector(name(QueryNorm))?,
-                key: vector(name(KeyNorm))?,
+                query: self.vector(name(QueryNorm))?,
+                key: self.vector(name(KeyNorm))?,
                 eps: shape.norm_eps,
             }),
             false => None,
         };
         let q_width = shape.n_heads * shape.head_dim;
-        Ok(Self {
-            attention_norm: vector(name(AttentionNorm))?,
-            qkv: matrix(&[Query, Key, Value].map(name), shape.hidden)?,
+        Ok(Layer {
+            attention_norm: self.vector(name(AttentionNorm))?,
+            qkv: self.matrix(&[Query, Key, Value].map(name), shape.hidden)?,
             qkv_bias,
             qk_norm,
-            attention_out: matrix(&[name(AttentionOut)], q_width)?,
-            feed_forward_norm: vector(name(FeedForwardNorm))?,
-            gate_up: matrix(&[Gate, Up].map(name), shape.hidden)?,
-            down: matrix(&[name(Down)], shape.feed_forward)?,
+            attention_out: self.matrix(&[name(AttentionOut)], q_width)?,
+            feed_forward_norm: self.vector(name(FeedForwardNorm))?,
+            gate_up: self.matrix(&[Gate, Up].map(name), shape.hidden)?,
+            down: self.matrix(&[name(Down)], shape.feed_forward)?,
         })
     }
 }
@@ -106,25 +117,26 @@ impl Decoder {
         format: WeightsFormat,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, ModelError> {
-        let matrix = |names: &[TensorName], width: usize| {
-            Matrix::load(checkpoint, &shape, format, names, width)
+        let loader = Loader {
+            checkpoint,
+            shape: &shape,
+            format,
         };
-        let vector = |name| checkpoint.vector(name, &shape);
         let mut layers = Vec::with_capacity(shape.n_layers);
         for i in 0..shape.n_layers {
-            layers.push(Layer::load(i, &shape, &matrix, &vector)?);
+            layers.push(loader.layer(i)?);
             progress(i + 1, shape.n_layers);
         }
         let hidden = shape.hidden;
         let output = match shape.is_output_tied {
             true => None,
-            false => Some(matrix(&[TensorName::Output], hidden)?),
+            false => Some(loader.matrix(&[TensorName::Output], hidden)?),
         };
         Ok(Self {
             rope: RopeTable::new(&shape.rope, shape.head_dim, shape.context_tokens),
-            embedding: matrix(&[TensorName::Embedding], hidden)?,
+            embedding: loader.matrix(&[TensorName::Embedding], hidden)?,
             layers,
-            final_norm: vector(TensorName::FinalNorm)?,
+            final_norm: loader.vector(TensorName::FinalNorm)?,
             output,
             workspace: Mutex::default(),
             shape,
