@@ -29,28 +29,7 @@ use crate::model::device::DeviceChoice;
 use crate::model::engine::Engine;
 use crate::model::memory;
 use crate::model::source::{self, ModelFiles, ModelSpec};
-    // What a device has not got its driver says while weights are put there.
-    if args.device == DeviceChoice::Cpu {
-        let available_bytes = environment::available_memory_bytes();
-        memory::check(&checkpoint, args.weights, nodes_here, available_bytes)?;
-    }
-    Ok(checkpoint)
-}
-
-/// Loads an open model.
-pub fn load(
-    checkpoint: &Checkpoint,
-    files: &ModelFiles,
-    args: &ModelArgs,
-    terminal: &Terminal,
-) -> anyhow::Result<Loaded> {
-    let started = Instant::now();
-    let device = args.device.open()?;
-    let task = terminal.task("loading the model", 1);
-    let progress = |done: usize, total: usize| task.layers(done, total);
-    let engine = Engine::from_checkpoint(
-        device.as_ref(),
-        checkpoint,
+use crate::model::tokenizer::Text;
 use crate::node;
 use crate::node::compute::Compute;
 use crate::node::prefill::PrefillNode;
@@ -126,9 +105,11 @@ pub struct Loaded {
 /// Opens the model, where it fits into this machine's memory for each node that will compute in it.
 pub fn open(files: &ModelFiles, args: &ModelArgs, nodes_here: u64) -> anyhow::Result<Checkpoint> {
     let checkpoint = Checkpoint::of(files)?;
-<<<<<<< HEAD
-    let available_bytes = environment::available_memory_bytes();
-    memory::check(&checkpoint, args.weights, nodes_here, available_bytes)?;
+    // What a device has not got its driver says while weights are put there.
+    if args.device == DeviceChoice::Cpu {
+        let available_bytes = environment::available_memory_bytes();
+        memory::check(&checkpoint, args.weights, nodes_here, available_bytes)?;
+    }
     Ok(checkpoint)
 }
 
@@ -140,27 +121,12 @@ pub fn load(
     terminal: &Terminal,
 ) -> anyhow::Result<Loaded> {
     let started = Instant::now();
-    let task = terminal.task("loading the model", 1);
-    let progress = |done: usize, total: usize| task.layers(done, total);
-    let engine = Engine::from_checkpoint(
-        checkpoint,
-=======
     let device = args.device.open()?;
-    let (weights, available_bytes) = match &device {
-        None => (args.weights, environment::available_memory_bytes()),
-        Some(device) => {
-            let suited = WeightsFormat::default_on_device(&checkpoint.matrix_formats());
-            let memory_bytes = DeviceFacts::of(device).memory_bytes;
-            (Some(args.weights.unwrap_or(suited)), memory_bytes)
-        }
-    };
-    memory::check(&checkpoint, weights, available_bytes)?;
     let task = terminal.task("loading the model", 1);
     let progress = |done: usize, total: usize| task.layers(done, total);
     let engine = Engine::from_checkpoint(
         device.as_ref(),
-        &checkpoint,
->>>>>>> a33d10e (Staging is a measured phase; --device chooses what computes)
+        checkpoint,
         &files.name,
         &files.sha256,
         args.weights,
