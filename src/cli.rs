@@ -16,6 +16,7 @@ use crate::cores::CoreList;
 use crate::metrics::Transfer;
 use crate::model::kv_cache::KvDtype;
 use crate::model::kv_int8::WireRows;
+use crate::model::device::DeviceChoice;
 use crate::model::weights::WeightsFormat;
 use crate::workload::parse_length;
 
@@ -107,10 +108,13 @@ pub struct ModelArgs {
     /// table that `project --model` knows) or dummy:config.json
     #[arg(long, default_value = "smollm2-135m", value_name = "MODEL")]
     pub model: String,
+    /// What computes: cpu, cuda:N or metal (builds with the feature `cuda` or `metal`)
+    #[arg(long, default_value_t, value_name = "DEVICE")]
+    pub device: DeviceChoice,
     /// Of random weights: so many of the shape's layers [default: all]
     #[arg(long, value_name = "N")]
     pub layers: Option<usize>,
-    /// What the matrices become at load [default: as-is where all run on fast
+    /// What the matrices become at load [default: as-is on a device and where all run on fast
     /// kernels here, else q8; f32 for a file of floats]
     #[arg(long, value_name = "FORMAT")]
     pub weights: Option<WeightsFormat>,

@@ -25,6 +25,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::cores::CoreList;
+use crate::model::device::DeviceFacts;
 
 /// The environment of one node at the start of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct Environment {
     pub build: Build,
     /// Compute threads of this process.
     pub threads: usize,
+    /// What computes, where it is not the processor.
+    #[serde(default)]
+    pub device: Option<DeviceFacts>,
     /// Cores that the thread which sends and receives was kept on; none where it may run anywhere.
     #[serde(default)]
     pub network_cores: Option<CoreList>,
@@ -64,6 +68,7 @@ impl Environment {
             processor: Processor::capture(),
             build: Build::this(),
             threads,
+            device: None,
             network_cores: None,
             compute_variables: compute_variables(std::env::vars_os().filter_map(
                 |(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)),
@@ -100,7 +105,12 @@ pub fn same_bits_expected(a: &Environment, b: &Environment) -> Vec<String> {
         let value = environment.compute_variables.get(name);
         value.map_or("unset", String::as_str).to_owned()
     };
+    let device = |environment: &Environment| {
+        let device = environment.device.as_ref();
+        device.map_or_else(|| "cpu".to_owned(), ToString::to_string)
+    };
     let mut compared = vec![
+        ("device", device(a), device(b)),
         (
             "instruction set",
             one.instruction_set.clone(),
@@ -177,7 +187,15 @@ mod tests {
     #[test]
     fn each_difference_that_changes_bits_is_named() {
         type Change = fn(&mut Environment);
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 11] = [
+            ("device: cpu and cuda, H100", |e| {
+                e.device = Some(DeviceFacts {
+                    kind: "cuda".into(),
+                    name: Some("H100".into()),
+                    compute_capability: None,
+                    memory_bytes: None,
+                });
+            }),
             ("instruction set", |e| {
                 e.processor.instruction_set = "x".into()
             }),

@@ -18,7 +18,7 @@
 //! - [`cmd`]: one file a command. [`preparation`], [`local_peer`], [`cores`], [`terminal`],
 //!   [`text_file`] serve them.
 //! - [`workload`]: where prompts come from.
-//! - [`model`]: source, tokenizer, weights, decoder, KV cache, engine.
+//! - [`model`]: source, tokenizer, weights, decoder, KV cache, devices, engine.
 //! - [`wire`]: frames, messages, handshake, sockets, TLS where the feature `tls` is on.
 //! - [`node`]: the two roles of a request.
 //! - [`experiment`]: the measuring loop. [`check`]: whether the arms agree. [`baseline`]: the

@@ -13,6 +13,7 @@ use clap::ValueEnum;
 use crate::cli::TlsArgs;
 use crate::cores::{self, CoreList};
 use crate::failure::Failure;
+use crate::model::device::DeviceChoice;
 use crate::model::weights::WeightsFormat;
 
 /// Printed by `serve-decode` in front of its address.
@@ -62,6 +63,8 @@ pub fn network_cores(
 pub struct Placing<'a> {
     /// Cores of the process; without, those of this one.
     pub cores: Option<&'a CoreList>,
+    /// What computes there.
+    pub device: DeviceChoice,
     /// Cores of its network's thread.
     pub network_cores: Option<&'a CoreList>,
     /// Congestion control to ask for.
@@ -83,6 +86,7 @@ impl LocalPeer {
         if let Some(cores) = placing.cores {
             arguments.extend(["--cores".into(), cores.to_string().into()]);
         }
+        arguments.extend(["--device".into(), placing.device.to_string().into()]);
         if let Some(weights) = weights.and_then(|w| w.to_possible_value()) {
             arguments.extend(["--weights".into(), weights.get_name().into()]);
         }

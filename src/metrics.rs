@@ -536,6 +536,11 @@ pub enum EventName {
     PrefillStart,
     /// K and V of a layer and chunk are in the local cache.
     LayerDone,
+    /// With a device: K and V of a layer and chunk start to be copied to the host, or, without a
+    /// layer, those of the whole prompt to the device.
+    StagingStart,
+    /// The copy is complete.
+    StagingEnd,
     /// The logits of the first token exist.
     PrefillEnd,
     /// A token is known on the prefill node, where the user would be.

@@ -25,6 +25,7 @@ use crate::metrics::{
 };
 use crate::model::cache_pool::CachePool;
 use crate::model::checkpoint::Checkpoint;
+use crate::model::device::DeviceChoice;
 use crate::model::engine::Engine;
 use crate::model::memory;
 use crate::model::source::{self, ModelFiles, ModelSpec};
@@ -101,11 +102,14 @@ pub struct Loaded {
     pub load_ns: u64,
 }
 
-/// Opens the model, where it fits into this machine's memory for each node that will be on it.
+/// Opens the model, where it fits into this machine's memory for each node that will compute in it.
 pub fn open(files: &ModelFiles, args: &ModelArgs, nodes_here: u64) -> anyhow::Result<Checkpoint> {
     let checkpoint = Checkpoint::of(files)?;
-    let available_bytes = environment::available_memory_bytes();
-    memory::check(&checkpoint, args.weights, nodes_here, available_bytes)?;
+    // What a device has not got its driver says while weights are put there.
+    if args.device == DeviceChoice::Cpu {
+        let available_bytes = environment::available_memory_bytes();
+        memory::check(&checkpoint, args.weights, nodes_here, available_bytes)?;
+    }
     Ok(checkpoint)
 }
 
@@ -117,9 +121,11 @@ pub fn load(
     terminal: &Terminal,
 ) -> anyhow::Result<Loaded> {
     let started = Instant::now();
+    let device = args.device.open()?;
     let task = terminal.task("loading the model", 1);
     let progress = |done: usize, total: usize| task.layers(done, total);
     let engine = Engine::from_checkpoint(
+        device.as_ref(),
         checkpoint,
         &files.name,
         &files.sha256,

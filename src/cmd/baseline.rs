@@ -29,7 +29,8 @@ pub fn run(
     let checkpoint = preparation::open(&file, &args.model, 1)?;
     let loaded = preparation::load(&checkpoint, &file, &args.model, terminal)?;
     let prompts = preparation::prompts(&args.prompts, PlainText::Refused, &loaded.engine)?;
-    let environment = Environment::capture(threads);
+    let mut environment = Environment::capture(threads);
+    environment.device = loaded.engine.device.clone();
     let node = preparation::prefill_node(&loaded, &environment)?;
     let plan = preparation::plan(prompts, vec![Way::SingleHere], &args.request, &args.run);
     let mut record = preparation::record(

@@ -58,12 +58,12 @@ pub fn run(args: &LinkCommandArgs, threads: usize, terminal: &Terminal) -> anyho
         ),
         None => {
             let mut local = LocalPeer::start_for_link(Placing {
-                cores: None,
                 network_cores: local_peer::network_cores(network_cores, None, None)
                     .1
                     .as_ref(),
                 congestion_control: congestion,
                 tls: pair.as_ref().map(|pair| &pair.decode),
+                ..Placing::default()
             })?;
             let ours = pair
                 .as_ref()

@@ -27,6 +27,7 @@ pub fn run(
     let prompts = preparation::prompts(&args.prompts, PlainText::Accepted, &loaded.engine)?;
     let mut environment = Environment::capture(threads);
     environment.network_cores = args.link.socket.network_cores.clone();
+    environment.device = loaded.engine.device.clone();
     let introduction = node::introduction(&loaded.engine, &environment)?;
     let node = preparation::prefill_node(&loaded, &environment)?;
     let ways = split_ways(&args.link);

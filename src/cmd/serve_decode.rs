@@ -53,6 +53,7 @@ pub fn run(
             let checkpoint = preparation::open(&file, &args.model, 1)?;
             let engine = preparation::load(&checkpoint, &file, &args.model, terminal)?.engine;
             check_layer(args.corrupt_layer, &engine)?;
+            environment.device = engine.device.clone();
             let introduction = node::introduction(&engine, &environment)?;
             (Some(engine), introduction)
         }

@@ -62,6 +62,7 @@ pub fn run(
             let (_, network_cores) = network_cores(network_cores_here, ours, decode_cores);
             let placing = Placing {
                 cores: decode_cores,
+                device: args.model.device,
                 network_cores: network_cores.as_ref(),
                 congestion_control: congestion,
                 tls: None,
@@ -82,6 +83,7 @@ pub fn run(
     }
     let mut environment = Environment::capture(threads);
     environment.network_cores = network_cores_here.cloned();
+    environment.device = loaded.engine.device.clone();
     let introduction = node::introduction(&loaded.engine, &environment)?;
     let node = preparation::prefill_node(&loaded, &environment)?;
     let mut record = preparation::record(

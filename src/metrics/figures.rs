@@ -23,6 +23,10 @@ pub struct Figures {
     pub itl_ns: Vec<u64>,
     /// Prefill start to the logits of the first token, on the clock of the node that prefilled.
     pub prefill_ns: Option<u64>,
+    /// Of prefill: K and V copied out of a device's memory. `None` where the processor computes.
+    pub staging_out_ns: Option<u64>,
+    /// Of the handoff: K and V copied into a device's memory.
+    pub staging_in_ns: Option<u64>,
     /// Sum of the decode steps on the clock of the node that decoded.
     pub decode_ns: Option<u64>,
     /// Union of the intervals from a piece being offered until its acknowledgement.
@@ -126,6 +130,16 @@ impl Figures {
         figures.prefill_ns = prefill_end
             .zip(at(prefill_clock, EventName::PrefillStart))
             .map(|(end, start)| end.saturating_sub(start));
+        let staging_ns = |on_layers: bool| {
+            let events = sample.events.iter();
+            let copies = intervals(
+                events.filter(move |e| e.layer.is_some() == on_layers),
+                EventName::StagingStart,
+                EventName::StagingEnd,
+            );
+            (!copies.is_empty()).then(|| union_ns(copies))
+        };
+        (figures.staging_out_ns, figures.staging_in_ns) = (staging_ns(true), staging_ns(false));
         let steps = intervals(
             sample.events.iter(),
             EventName::StepStart,
@@ -319,6 +333,27 @@ mod tests {
         // The notebook printed megabits as gigabits: 1 MB in 540 ns is 14,815 Gbps, no more.
         assert!((f.effective_gbps.unwrap() - 14_814.8).abs() < 0.1);
         assert!((f.transfer_overhead_pct.unwrap() - 100.0 * 530.0 / 1_900.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn staging_is_told_by_direction_and_only_where_it_is() {
+        use EventName::*;
+        let mut staged = split_sample();
+        let f = Figures::of(&staged, None);
+        assert_eq!((f.staging_out_ns, f.staging_in_ns), (None, None));
+        for (layer, from, to) in [(0, 100, 130), (1, 500, 540)] {
+            for (name, t) in [(StagingStart, from), (StagingEnd, to)] {
+                let mut e = event(Node::Prefill, name, Some(0), t);
+                e.layer = Some(layer);
+                staged.events.push(e);
+            }
+        }
+        for (name, t) in [(StagingStart, 705), (StagingEnd, 725)] {
+            staged.events.push(event(Node::Decode, name, None, t));
+        }
+        let f = Figures::of(&staged, None);
+        assert_eq!((f.staging_out_ns, f.staging_in_ns), (Some(70), Some(20)));
+        assert_eq!((f.prefill_ns, f.handoff_ns), (Some(1_000), Some(30)));
     }
 
     #[test]

@@ -140,6 +140,12 @@ pub struct SummaryArm {
     pub tokens_per_s: Option<Figure>,
     /// Prefill.
     pub prefill_ms: Option<Figure>,
+    /// Of prefill: K and V copied out of a device's memory; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging_out_ms: Option<Figure>,
+    /// Of the handoff: K and V copied into a device's memory; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging_in_ms: Option<Figure>,
     /// All decode steps.
     pub decode_ms: Option<Figure>,
     /// Time in which pieces were under way.
@@ -397,6 +403,8 @@ impl SummaryArm {
             e2e_ms: ms(&|f| f.e2e_ns),
             tokens_per_s: of(&|f| f.tokens_per_s),
             prefill_ms: ms(&|f| f.prefill_ns),
+            staging_out_ms: ms(&|f| f.staging_out_ns),
+            staging_in_ms: ms(&|f| f.staging_in_ns),
             decode_ms: ms(&|f| f.decode_ns),
             wire_busy_ms: ms(&|f| f.wire_busy_ns),
             exposed_transfer_ms: ms(&|f| f.exposed_transfer_ns),

@@ -60,7 +60,7 @@ impl AttentionShape {
     }
 
     /// The tokens that the one at `position` sees.
-    fn seen_from(&self, position: usize) -> Range<usize> {
+    pub(super) fn seen_from(&self, position: usize) -> Range<usize> {
         let end = position + 1;
         let start = self.window_tokens.map_or(0, |w| end.saturating_sub(w));
         start..end

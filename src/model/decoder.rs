@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
 use anyhow::Context;
 use candle_core::{CpuStorage, Storage, Tensor};
@@ -30,6 +31,8 @@ pub struct LayerDone {
     pub chunk: usize,
     /// Positions.
     pub tokens: Range<usize>,
+    /// When they were copied out of a device's memory; `None` where the processor computes.
+    pub staging: Option<Range<Instant>>,
 }
 
 #[derive(Debug)]

@@ -1,14 +1,18 @@
 //! A loaded model: tokenizer, decoder and identity, with prefill in chunks and single steps.
 
+use std::ops::Range;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Context;
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::ModelError;
 use super::attention::Place;
 use super::checkpoint::Checkpoint;
 use super::decoder::{Decoder, LayerDone};
+use super::device::{DeviceDecoder, DeviceFacts};
 use super::kv_cache::KvCache;
 use super::logits::Logits;
 use super::shape::ModelShape;
@@ -34,15 +38,32 @@ impl ModelIdentity {
     }
 }
 
+/// Where K and V of a prompt are needed next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landing {
+    /// In the cache, for whoever reads it: a device's are copied there.
+    Host,
+    /// Where this engine's steps read them: a device's stay on it.
+    InPlace,
+}
+
+/// The decoder, for where it computes.
+enum Backend {
+    Host(Box<Decoder>),
+    Device(Box<DeviceDecoder>),
+}
+
 /// A model ready to run.
 pub struct Engine {
     /// What is loaded.
     pub identity: ModelIdentity,
     /// What computes on this machine, such as `matrices own, avx512-vnni; vectors avx512`.
     pub kernels: String,
+    /// What computes, where it is not the processor.
+    pub device: Option<DeviceFacts>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
-    decoder: Decoder,
+    backend: Backend,
 }
 
 impl Engine {
@@ -55,7 +76,21 @@ impl Engine {
         weights: Option<WeightsFormat>,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, ModelError> {
+        Self::load_on(None, path, name, file_sha256, weights, progress)
+    }
+
+    /// As [`Engine::load`], on a device; `None` is the processor. Any device of candle's serves,
+    /// its CPU too, which gives other bits than the processor on kernels of our own.
+    pub fn load_on(
+        device: Option<&Device>,
+        path: &Path,
+        name: &str,
+        file_sha256: &str,
+        weights: Option<WeightsFormat>,
+        progress: &dyn Fn(usize, usize),
+    ) -> Result<Self, ModelError> {
         Self::from_checkpoint(
+            device,
             &Checkpoint::open(path)?,
             name,
             file_sha256,
@@ -64,8 +99,9 @@ impl Engine {
         )
     }
 
-    /// As [`Engine::load`], of an open checkpoint.
+    /// As [`Engine::load_on`], of an open checkpoint.
     pub fn from_checkpoint(
+        device: Option<&Device>,
         checkpoint: &Checkpoint,
         name: &str,
         file_sha256: &str,
@@ -87,28 +123,52 @@ impl Engine {
             )));
         }
         let formats = checkpoint.matrix_formats();
-        let format = weights.unwrap_or_else(|| WeightsFormat::default_for(&formats));
+        let format = weights.unwrap_or_else(|| match device {
+            None => WeightsFormat::default_for(&formats),
+            Some(_) => WeightsFormat::default_on_device(&formats),
+        });
         let identity = ModelIdentity {
             name: name.to_string(),
             file_sha256: file_sha256.to_string(),
             weights: checkpoint.weights_label(format),
         };
+        let facts = device.map(DeviceFacts::of);
         Ok(Self {
             identity,
-            kernels: format.kernels(&formats),
+            kernels: match &facts {
+                None => format.kernels(&formats),
+                Some(facts) => format!("matrices and vectors candle's, {}", facts.kind),
+            },
+            device: facts,
             tokenizer,
-            decoder: Decoder::load(checkpoint, shape, format, progress)?,
+            backend: match device {
+                None => {
+                    let decoder = Decoder::load(checkpoint, shape, format, progress)?;
+                    Backend::Host(Box::new(decoder))
+                }
+                Some(device) => {
+                    let decoder =
+                        DeviceDecoder::load(checkpoint, shape, format, device, progress)?;
+                    Backend::Device(Box::new(decoder))
+                }
+            },
         })
     }
 
     /// Sizes and constants of the model.
     pub fn shape(&self) -> &ModelShape {
-        self.decoder.shape()
+        match &self.backend {
+            Backend::Host(decoder) => decoder.shape(),
+            Backend::Device(decoder) => decoder.shape(),
+        }
     }
 
     /// Bytes of all matrices as loaded.
     pub fn weight_bytes(&self) -> usize {
-        self.decoder.weight_bytes()
+        match &self.backend {
+            Backend::Host(decoder) => decoder.weight_bytes(),
+            Backend::Device(decoder) => decoder.weight_bytes(),
+        }
     }
 
     /// Whether a prompt and its answer fit the context.
@@ -138,13 +198,16 @@ impl Engine {
         cache: &KvCache,
         on_layer: impl FnMut(LayerDone),
     ) -> anyhow::Result<Logits> {
-        self.prefill_with_pauses(tokens, chunk_tokens, cache, on_layer, || Ok(()))
+        self.prefill_to(Landing::Host, tokens, chunk_tokens, cache, on_layer, || {
+            Ok(())
+        })
     }
 
     /// As [`Engine::prefill`], calling `pause` between two chunks: other sequences may take a step
-    /// there.
-    pub fn prefill_with_pauses(
+    /// there. Where K and V stay on a device, `on_layer` is never called.
+    pub fn prefill_to(
         &self,
+        landing: Landing,
         tokens: &[u32],
         chunk_tokens: Option<usize>,
         cache: &KvCache,
@@ -164,20 +227,44 @@ impl Engine {
             if chunk > 0 {
                 pause()?;
             }
-            let mut on_layer = |layer, tokens| {
+            let mut on_layer = |layer, tokens, staging| {
                 on_layer(LayerDone {
                     layer,
                     chunk,
                     tokens,
+                    staging,
                 });
             };
             let first = Place { cache, position };
-            last = Some(self.decoder.prefill(part, first, &mut on_layer)?);
+            last = Some(match &self.backend {
+                Backend::Host(decoder) => decoder.prefill(part, first, &mut |layer, tokens| {
+                    on_layer(layer, tokens, None);
+                })?,
+                Backend::Device(decoder) if landing == Landing::Host => {
+                    let mut on_layer = |layer, tokens, staging| {
+                        on_layer(layer, tokens, Some(staging));
+                    };
+                    decoder.prefill(part, first, Some(&mut on_layer))?
+                }
+                Backend::Device(decoder) => decoder.prefill(part, first, None)?,
+            });
             position += part.len();
         }
         // Only the last chunk's last token needs the output head.
         let last = last.context("a prompt has at least one chunk")?;
-        Ok(Logits(self.decoder.logits(&last)?))
+        Ok(Logits(match &self.backend {
+            Backend::Host(decoder) => decoder.logits(&last)?,
+            Backend::Device(decoder) => decoder.logits(&last)?,
+        }))
+    }
+
+    /// Copies to the device what landed in the cache from elsewhere, and tells when; `None` where
+    /// nothing was to be copied. A step does it too, untold.
+    pub fn stage(&self, cache: &KvCache) -> anyhow::Result<Option<Range<Instant>>> {
+        match &self.backend {
+            Backend::Host(_) => Ok(None),
+            Backend::Device(decoder) => decoder.stage(cache),
+        }
     }
 
     /// Appends one token to the cache and returns the logits after it.
@@ -211,7 +298,10 @@ impl Engine {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let logits = self.decoder.step(&tokens, &places)?;
+        let logits = match &self.backend {
+            Backend::Host(decoder) => decoder.step(&tokens, &places)?,
+            Backend::Device(decoder) => decoder.step(&tokens, &places)?,
+        };
         Ok(logits.into_iter().map(Logits).collect())
     }
 

@@ -13,9 +13,10 @@
 )]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::any::Any;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -168,6 +169,15 @@ struct Coverage {
     landed: Ranges,
 }
 
+/// What a device holds of the same sequence. The cache knows how much, not what it is.
+#[derive(Debug, Default)]
+pub struct OnDevice {
+    /// Its memory there, kept when the cache is used again.
+    pub memory: Option<Arc<dyn Any + Send + Sync>>,
+    /// Tokens, counted from the first, that are in it.
+    pub len_tokens: usize,
+}
+
 /// K and V of one sequence in every layer.
 #[derive(Debug)]
 pub struct KvCache {
@@ -176,6 +186,7 @@ pub struct KvCache {
     memory: NonNull<u8>,
     memory_layout: Layout,
     layers: Vec<Mutex<Coverage>>,
+    on_device: Mutex<OnDevice>,
 }
 
 // SAFETY: the memory is owned by the cache and freed once, in `drop`. Shared access hands out
@@ -208,6 +219,7 @@ impl KvCache {
             memory,
             memory_layout,
             layers: (0..layout.n_layers).map(|_| Mutex::default()).collect(),
+            on_device: Mutex::default(),
         }
     }
 
@@ -231,10 +243,22 @@ impl KvCache {
         for layer in &mut self.layers {
             *layer.get_mut().unwrap_or_else(|e| e.into_inner()) = Coverage::default();
         }
+        self.on_device().len_tokens = 0;
+    }
+
+    /// What a device holds of this sequence.
+    pub fn on_device(&self) -> MutexGuard<'_, OnDevice> {
+        // A length is written in one go.
+        self.on_device.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Tokens of the sequence, counted from the first, here or on a device.
+    pub fn len_tokens(&self) -> usize {
+        self.landed_tokens().max(self.on_device().len_tokens)
     }
 
     /// Tokens, counted from the first, that have landed in every layer.
-    pub fn len_tokens(&self) -> usize {
+    pub fn landed_tokens(&self) -> usize {
         let prefixes = (0..self.layers.len()).map(|l| self.coverage(l).landed.prefix());
         prefixes.min().unwrap_or(0)
     }
@@ -294,7 +318,7 @@ impl KvCache {
         Ok(hasher.finalize())
     }
 
-    fn coverage(&self, layer: usize) -> std::sync::MutexGuard<'_, Coverage> {
+    fn coverage(&self, layer: usize) -> MutexGuard<'_, Coverage> {
         // The lock is only ever held for a few list operations that cannot panic half-way.
         self.layers[layer].lock().unwrap_or_else(|e| e.into_inner())
     }

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod cache_pool;
 pub mod checkpoint;
 pub mod decoder;
+pub mod device;
 pub mod engine;
 pub mod folder;
 pub mod gguf;
@@ -47,6 +48,14 @@ pub enum ModelError {
         /// The file.
         path: PathBuf,
         /// What was found and what was wanted.
+        why: String,
+    },
+    /// A device cannot be used.
+    #[error("device {device}: {why}")]
+    Device {
+        /// As it was asked for.
+        device: String,
+        /// What is wrong and what to do.
         why: String,
     },
     /// A text cannot be turned into tokens.

@@ -41,13 +41,20 @@ impl WeightsFormat {
     /// F32 for a file without quantised matrices, as they are where all of them run on kernels of
     /// our own, else Q8.
     pub fn default_for(formats: &[GgmlDType]) -> Self {
-        let float = |f: &GgmlDType| matches!(f, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
-        if formats.iter().all(float) {
+        if formats.iter().all(is_float) {
             Self::F32
         } else if Kernel::here().pays() && formats.iter().all(is_packable) {
             Self::AsIs
         } else {
             Self::Q8
+        }
+    }
+
+    /// On a device: F32 for a file without quantised matrices, else as they are.
+    pub fn default_on_device(formats: &[GgmlDType]) -> Self {
+        match formats.iter().all(is_float) {
+            true => Self::F32,
+            false => Self::AsIs,
         }
     }
 
@@ -110,6 +117,10 @@ impl WeightsFormat {
         };
         format!("matrices {matrices}; vectors {}", kernels::instructions())
     }
+}
+
+fn is_float(format: &GgmlDType) -> bool {
+    matches!(format, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
 }
 
 /// Whether a format runs as it is on kernels of our own.

@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::generation::Request;
 use super::prefill::PrefillNode;
 use crate::model::cache_pool::Pooled;
-use crate::model::engine::Engine;
+use crate::model::engine::{Engine, Landing};
 use crate::model::kv_cache::KvCache;
 use crate::model::logits::Logits;
 
@@ -90,7 +90,8 @@ fn run(engine: &Engine, work: &[(Request, Pooled)]) -> anyhow::Result<Batch> {
 impl<'a> Sequence<'a> {
     fn prefill(engine: &Engine, request: &'a Request, cache: &'a KvCache) -> anyhow::Result<Self> {
         let chunk = request.chunk_tokens.map(|n| n as usize);
-        let logits = engine.prefill(&request.prompt, chunk, cache, |_| {})?;
+        let (landing, prompt) = (Landing::InPlace, &request.prompt);
+        let logits = engine.prefill_to(landing, prompt, chunk, cache, |_| {}, || Ok(()))?;
         let newest = logits.argmax();
         Ok(Self {
             request,

@@ -1,6 +1,7 @@
 //! What a request does on the compute thread, the same in every arm: prefill, then steps, a turn
 //! each, with an event for everything, and proofs of all tokens taken after the last one.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::metrics::{Event, EventName, Finish, Node, StepProof};
 use crate::model::cache_pool::Pooled;
 use crate::model::decoder::LayerDone;
-use crate::model::engine::Engine;
+use crate::model::engine::{Engine, Landing};
 use crate::model::kv_cache::{KvCache, KvDtype};
 use crate::model::kv_int8::WireRows;
 use crate::model::logits::Logits;
@@ -61,6 +62,27 @@ impl Clock {
     /// The time now, in ns.
     pub fn now_ns(&self) -> u64 {
         u64::try_from(self.zero.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// What this clock read at a moment, in ns.
+    pub fn at_ns(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.zero);
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The copying of K and V between a device and the host, as start and end on `event`.
+    fn staging(&self, copied: &Range<Instant>, event: &Event) -> [Emission; 2] {
+        let at = |name, moment| {
+            Emission::Event(Event {
+                name,
+                t_ns: self.at_ns(moment),
+                ..event.clone()
+            })
+        };
+        [
+            at(EventName::StagingStart, copied.start),
+            at(EventName::StagingEnd, copied.end),
+        ]
     }
 
     /// An event of this node, now.
@@ -167,21 +189,27 @@ impl Drop for Proofs {
 pub fn prefill(
     engine: &Engine,
     request: &Request,
-    cache: &KvCache,
+    (cache, landing): (&KvCache, Landing),
     clock: Clock,
     proofs: &mut Proofs,
     emit: &mut dyn FnMut(Emission),
 ) -> anyhow::Result<u32> {
     emit(Emission::Event(clock.event(EventName::PrefillStart)));
     let chunk = request.chunk_tokens.map(|n| n as usize);
-    let logits = engine.prefill(&request.prompt, chunk, cache, |done| {
-        emit(Emission::Event(Event {
+    let on_layer = |done: LayerDone| {
+        let event = Event {
             layer: Some(done.layer as u32),
             token_start: Some(done.tokens.start as u32),
             ..clock.indexed(EventName::LayerDone, done.chunk as u32)
-        }));
+        };
+        if let Some(copied) = &done.staging {
+            clock.staging(copied, &event).into_iter().for_each(&mut *emit);
+        }
+        emit(Emission::Event(event));
         emit(Emission::LayerDone(done));
-    })?;
+    };
+    let prompt = &request.prompt;
+    let logits = engine.prefill_to(landing, prompt, chunk, cache, on_layer, || Ok(()))?;
     emit(Emission::Event(clock.event(EventName::PrefillEnd)));
     Ok(choose(logits, 0, proofs, emit))
 }
@@ -239,14 +267,18 @@ impl Generation {
         emit: &mut dyn FnMut(Emission),
     ) -> anyhow::Result<Option<Finish>> {
         let Some((token, index)) = self.latest else {
-            let (request, cache) = (&self.request, &self.cache);
-            let first = prefill(engine, request, cache, self.clock, &mut self.proofs, emit)?;
+            let (request, place) = (&self.request, (&**self.cache, Landing::InPlace));
+            let first = prefill(engine, request, place, self.clock, &mut self.proofs, emit)?;
             self.latest = Some((first, 0));
             return Ok(self.end(engine));
         };
         // Of a request that was over before its first step.
         if let Some(finish) = self.end(engine) {
             return Ok(Some(finish));
+        }
+        if let Some(copied) = engine.stage(&self.cache)? {
+            let event = self.clock.event(EventName::StagingEnd);
+            (self.clock.staging(&copied, &event).into_iter()).for_each(&mut *emit);
         }
         let index = index + 1;
         emit(Emission::Event(

@@ -8,6 +8,7 @@ use super::generation::{Clock, Proofs, Request, prefill};
 use super::prefill::{Connection, PrefillNode};
 use crate::metrics::interference::Moments;
 use crate::metrics::{EventName, Node};
+use crate::model::engine::Landing;
 
 /// One sequence that runs and one that comes.
 #[derive(Clone, Debug)]
@@ -45,7 +46,7 @@ pub async fn on_one_node(
             let mut token = prefill(
                 engine,
                 running,
-                &running_cache,
+                (&*running_cache, Landing::InPlace),
                 clock,
                 &mut proofs,
                 &mut ignored,
@@ -69,8 +70,9 @@ pub async fn on_one_node(
                     false => Ok(()),
                 };
                 let prompt = &scene.newcomer.prompt;
+                let cache = &newcomer_cache;
                 let logits =
-                    engine.prefill_with_pauses(prompt, chunk, &newcomer_cache, |_| {}, between)?;
+                    engine.prefill_to(Landing::InPlace, prompt, chunk, cache, |_| {}, between)?;
                 logits.argmax();
                 moments.newcomer_first_token_ns = clock.now_ns();
                 ends_at = ends_at.min(moments.tokens.len() + scene.tail_tokens as usize);

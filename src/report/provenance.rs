@@ -159,12 +159,16 @@ fn node(environment: &Environment) -> Vec<(&'static str, String)> {
     };
     let variables = environment.compute_variables.iter();
     let variables = variables.map(|(name, value)| format!("{name}={value}"));
+    let mut computes = or_unknown(processor.model.clone());
+    if let Some(device) = &environment.device {
+        computes = format!("{computes}; computes on {device}");
+    }
     vec![
         ("host", host.hostname.clone()),
         ("system", or_unknown(host.os.clone())),
         ("kernel", or_unknown(host.kernel.clone())),
         ("memory", or_unknown(host.memory_bytes.map(gib))),
-        ("processor", or_unknown(processor.model.clone())),
+        ("processor", computes),
         ("instruction set", processor.instruction_set.clone()),
         ("cores usable", cores),
         ("compute threads", environment.threads.to_string()),

@@ -38,6 +38,16 @@ impl RopeTable {
         }
     }
 
+    /// Cosines `(max_tokens, head_dim / 2)`.
+    pub fn cosines(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Sines `(max_tokens, head_dim / 2)`.
+    pub fn sines(&self) -> &[f32] {
+        &self.sin
+    }
+
     fn at(&self, position: usize) -> Rotation<'_> {
         let range = position * self.half..(position + 1) * self.half;
         Rotation {

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::{Outcome, PrefillNode, RemoteAnswer};
 use crate::metrics::{Event, EventName, Finish, Node, Output};
 use crate::model::cache_pool::Pooled;
+use crate::model::engine::Landing;
 use crate::node::generation::{self, Clock, Emission, Generation, Proofs, Request};
 use crate::wire::WireBytes;
 
@@ -76,7 +77,8 @@ pub(super) fn start_prefill(
             }
             let _ = sender.send(emission);
         };
-        let outcome = generation::prefill(engine, &work, &cache, clock, &mut proofs, &mut emit);
+        let place = (&**cache, Landing::Host);
+        let outcome = generation::prefill(engine, &work, place, clock, &mut proofs, &mut emit);
         drop((sender, cache));
         let _ = report.send(outcome.map(|_| proofs));
     });

@@ -40,6 +40,13 @@ pub fn pipeline_summary(case: &SummaryCase, arm: &SummaryArm) -> String {
         line(label, value, unit);
     };
     figure("Prefill time", arm.prefill_ms, "ms");
+    if arm.staging_out_ms.is_some() {
+        figure(
+            "  of it staging",
+            arm.staging_out_ms,
+            "ms, K and V from device to host",
+        );
+    }
     figure(
         "Transfer time (wire busy)",
         arm.wire_busy_ms,
@@ -61,6 +68,13 @@ pub fn pipeline_summary(case: &SummaryCase, arm: &SummaryArm) -> String {
         arm.handoff_ms,
         "ms, cache complete to first step",
     );
+    if arm.staging_in_ms.is_some() {
+        figure(
+            "  of it staging",
+            arm.staging_in_ms,
+            "ms, K and V from host to device",
+        );
+    }
     figure("Residual", arm.residual_ms, "ms, unexplained; near 0");
     figure("TTFT", arm.ttft_ms, "ms, on the prefill node");
     figure("TTST", arm.ttst_ms, "ms, the handoff shows here");
