@@ -14,9 +14,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::compare::Gate;
 use crate::cores::CoreList;
 use crate::metrics::Transfer;
+use crate::model::device::DeviceChoice;
 use crate::model::kv_cache::KvDtype;
 use crate::model::kv_int8::WireRows;
-use crate::model::device::DeviceChoice;
 use crate::model::weights::WeightsFormat;
 use crate::workload::parse_length;
 

@@ -147,8 +147,7 @@ impl Engine {
                     Backend::Host(Box::new(decoder))
                 }
                 Some(device) => {
-                    let decoder =
-                        DeviceDecoder::load(checkpoint, shape, format, device, progress)?;
+                    let decoder = DeviceDecoder::load(checkpoint, shape, format, device, progress)?;
                     Backend::Device(Box::new(decoder))
                 }
             },

@@ -203,7 +203,10 @@ pub fn prefill(
             ..clock.indexed(EventName::LayerDone, done.chunk as u32)
         };
         if let Some(copied) = &done.staging {
-            clock.staging(copied, &event).into_iter().for_each(&mut *emit);
+            clock
+                .staging(copied, &event)
+                .into_iter()
+                .for_each(&mut *emit);
         }
         emit(Emission::Event(event));
         emit(Emission::LayerDone(done));

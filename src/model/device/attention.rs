@@ -47,9 +47,11 @@ fn attend_block(
     let rows = rows.narrow(0, start, seen)?.to_dtype(DType::F32)?;
     let heads = |from| rows.narrow(2, from, dim)?.transpose(0, 1)?.contiguous();
     let (k, v) = (heads(0)?, heads(dim)?); // (n_kv_heads, seen, head_dim)
-    let q = (q.reshape((n, kv_heads, group, dim))?.permute((1, 2, 0, 3))?)
-        .contiguous()?
-        .reshape((kv_heads, group * n, dim))?;
+    let q = (q
+        .reshape((n, kv_heads, group, dim))?
+        .permute((1, 2, 0, 3))?)
+    .contiguous()?
+    .reshape((kv_heads, group * n, dim))?;
     let mut scores = (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?;
     // A single token sees all of these.
     if n > 1 {

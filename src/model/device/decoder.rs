@@ -168,7 +168,9 @@ impl DeviceDecoder {
     pub fn weight_bytes(&self) -> usize {
         let of_layer = |l: &Layer| {
             let others = [&l.attention_out, &l.gate, &l.up, &l.down];
-            (l.qkv.iter().chain(others)).map(matrix_bytes).sum::<usize>()
+            (l.qkv.iter().chain(others))
+                .map(matrix_bytes)
+                .sum::<usize>()
         };
         self.layers.iter().map(of_layer).sum::<usize>()
             + matrix_bytes(&self.embedding)
