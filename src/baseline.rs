@@ -224,6 +224,13 @@ impl BaselineFile {
                 theirs.host.hostname
             ));
         }
+        if theirs.device != ours.device {
+            let device = theirs.device.as_ref().map(ToString::to_string);
+            warnings.push(format!(
+                "the baseline was measured on another device, {}",
+                device.as_deref().unwrap_or("cpu")
+            ));
+        }
         if theirs.build != ours.build {
             warnings.push(format!(
                 "the baseline was measured with another build, {} {}",

@@ -298,6 +298,10 @@ fn warnings(old: &Record, new: &Record) -> Vec<String> {
             .clone()
             .unwrap_or_else(unknown)
     });
+    compare("device", &|r| {
+        let device = r.environment.prefill.device.as_ref();
+        device.map_or("cpu".into(), ToString::to_string)
+    });
     compare("build", &|r| {
         let build = &r.environment.prefill.build;
         format!(
