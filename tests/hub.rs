@@ -1,17 +1,25 @@
-//! Models of a hub, fetched from one on loopback: the cache that other tools share, interrupted
-//! downloads, every refusal with its reason, and answers that nobody should believe.
+//! Models of a hub, fetched from one on loopback: what is asked for and what is believed, the cache
+//! that other tools share, every refusal with its reason. Broken downloads are in `downloads`,
+//! damaged files in `damage`, the upkeep of the cache in `upkeep`.
 
+#[path = "hub/damage.rs"]
+mod damage;
+#[path = "hub/downloads.rs"]
+mod downloads;
 #[path = "hub/scene.rs"]
 mod scene;
 #[path = "hub/server.rs"]
 mod server;
 mod tiny_model;
+#[path = "hub/upkeep.rs"]
+mod upkeep;
+#[path = "hub/whole_model.rs"]
+mod whole_model;
 
 use std::fs;
 
 use scene::{CONFIG, Scene, TOKENIZER, names, weights};
 use server::{REPOSITORY, Trouble, tag};
-use tiny_model::running::Running;
 use tiny_model::{Ended, TinyModel};
 
 #[test]
@@ -165,6 +173,37 @@ fn a_hub_that_cannot_be_reached_leaves_what_is_cached() {
 }
 
 #[test]
+fn a_login_page_in_place_of_the_hub_leaves_what_is_cached() {
+    let scene = Scene::usual();
+    scene.fetch().exits(0);
+    scene.hub.set(Trouble {
+        refuse: Some(("/", 200, "Content-Type: text/html\r\n")),
+        ..Trouble::default()
+    });
+    let ended = scene.fetch().exits(0);
+    assert!(ended.stderr.contains("as it was fetched last"), "{ended}");
+    let other = scene.run(&["models", "fetch", "org/tiny@refs/pr/1"]);
+    other.fails(3, &["makes no sense", "HF_ENDPOINT"]);
+}
+
+#[test]
+fn a_malformed_token_concerns_only_who_asks_the_hub() {
+    let scene = Scene::usual();
+    let run = |arguments: &[&str]| {
+        let mut command = scene.command(arguments);
+        command.env("HF_TOKEN", "two words");
+        Ended::of(command)
+    };
+    run(&["models", "fetch", REPOSITORY]).fails(3, &["HF_TOKEN holds no token"]);
+    assert!(scene.hub.asked().is_empty());
+    scene.fetch().exits(0);
+    run(&["models", "list"]).exits(0);
+    run(&["models", "fetch", REPOSITORY, "--offline"]).exits(0);
+    run(&["models", "verify", REPOSITORY]).exits(0);
+    run(&["models", "remove", REPOSITORY]).exits(0);
+}
+
+#[test]
 fn offline_means_that_nobody_is_asked() {
     let scene = Scene::usual();
     let refused = |ended: Ended| {
@@ -250,97 +289,6 @@ fn every_refusal_says_why_and_what_to_do() {
 }
 
 #[test]
-fn a_download_goes_on_where_it_broke_off() {
-    let content = weights(100_000, 7);
-    let scene = Scene::usual();
-    let cut = |bytes, times| Trouble {
-        cut: Some((bytes, times)),
-        ..Trouble::default()
-    };
-    let ranges = || -> Vec<_> {
-        let asked = scene.hub.asked().into_iter();
-        asked
-            .filter(|asked| asked.at_store)
-            .map(|asked| asked.range)
-            .collect()
-    };
-    scene.hub.set(cut(1_000, usize::MAX));
-    let parts = [
-        "broke off after 5000 of",
-        "start again, it goes on from there",
-    ];
-    scene.fetch().fails(3, &parts);
-    let [first, rest @ ..] = &ranges()[..] else {
-        panic!("nothing was asked");
-    };
-    assert_eq!(*first, None);
-    let wanted = [1, 2, 3, 4].map(|n| Some(format!("bytes={n}000-")));
-    assert_eq!(rest, wanted);
-    assert!(!scene.snapshot().join("model.safetensors").exists());
-
-    // The next start needs one break fewer than it tolerates.
-    scene.hub.set(cut(20_000, 1));
-    scene.fetch().exits(0);
-    let wanted = ["bytes=5000-", "bytes=25000-"].map(|range| Some(range.to_owned()));
-    assert_eq!(ranges(), wanted);
-    assert_eq!(
-        fs::read(scene.snapshot().join("model.safetensors")).unwrap(),
-        content
-    );
-    let left = names(&scene.repository().join("blobs"));
-    assert!(
-        left.iter().all(|name| !name.contains("incomplete")),
-        "{left:?}"
-    );
-}
-
-#[test]
-fn of_two_that_fetch_at_once_one_does() {
-    let scene = Scene::usual();
-    let fetch = || Running::start(scene.command(&["models", "fetch", REPOSITORY]));
-    for process in [fetch(), fetch()] {
-        process.wait().exits(0);
-    }
-    let asked = scene.hub.asked();
-    let of_store: Vec<_> = asked.iter().filter(|asked| asked.at_store).collect();
-    assert_eq!(of_store.len(), 1, "{of_store:?}");
-    scene.run(&["models", "verify", REPOSITORY]).exits(0);
-}
-
-#[test]
-fn a_server_without_ranges_starts_anew() {
-    let scene = Scene::usual();
-    scene.hub.set(Trouble {
-        cut: Some((1_000, 1)),
-        has_no_ranges: true,
-        ..Trouble::default()
-    });
-    scene.fetch().exits(0);
-    let content = fs::read(scene.snapshot().join("model.safetensors")).unwrap();
-    assert!(content == weights(100_000, 7));
-}
-
-#[test]
-fn what_is_not_what_was_promised_is_thrown_away() {
-    let flipped = Trouble {
-        flips_a_byte: true,
-        ..Trouble::default()
-    };
-    let longer = Trouble {
-        sends_more: true,
-        ..Trouble::default()
-    };
-    for (trouble, part) in [(flipped, "SHA-256"), (longer, "more than")] {
-        let scene = Scene::usual();
-        scene.hub.set(trouble);
-        scene.fetch().fails(3, &["not what it promised", part]);
-        assert!(!scene.snapshot().join("model.safetensors").exists());
-        scene.hub.set(Trouble::default());
-        scene.fetch().exits(0);
-    }
-}
-
-#[test]
 fn an_answer_cannot_lead_out_of_the_cache() {
     for tag in ["../../../../escaped", "/tmp/escaped", "..", ""] {
         let scene = Scene::usual();
@@ -364,6 +312,19 @@ fn an_answer_cannot_lead_out_of_the_cache() {
     scene.hub.put("../../config.json", b"{}");
     scene.hub.put("/etc/x", b"{}");
     scene.fetch().exits(0);
+}
+
+#[test]
+fn an_answer_about_another_commit_is_refused() {
+    let scene = Scene::usual();
+    let named = format!("{REPOSITORY}@{}", scene.hub.commit());
+    scene.hub.set(Trouble {
+        commit: Some("0123456789012345678901234567890123456789"),
+        ..Trouble::default()
+    });
+    let ended = scene.run(&["models", "fetch", &named]);
+    ended.fails(3, &["it is about commit 0123456789", "HF_ENDPOINT"]);
+    assert!(!scene.repository().exists());
 }
 
 #[test]
@@ -393,149 +354,6 @@ fn a_branch_that_moved_is_fetched_and_what_is_the_same_is_not() {
     assert!(read.contains("2.0"));
     let asked = scene.hub.asked();
     assert!(asked.iter().all(|asked| !asked.at_store), "{asked:?}");
-}
-
-#[test]
-fn a_damaged_file_is_found_and_named() {
-    let scene = Scene::usual();
-    scene
-        .run(&["models", "verify", REPOSITORY])
-        .fails(3, &["nothing of it is there"]);
-    scene.fetch().exits(0);
-    let ended = scene.run(&["models", "verify", REPOSITORY]).exits(0);
-    assert_eq!(ended.stdout.matches("as pinned: ").count(), 1, "{ended}");
-    assert_eq!(
-        ended.stdout.matches("no SHA-256 is pinned: ").count(),
-        3,
-        "{ended}"
-    );
-
-    let blob = scene.blob(&tag("model.safetensors", &weights(100_000, 7)));
-    let mut content = fs::read(&blob).unwrap();
-    content[100] ^= 1;
-    fs::write(&blob, content).unwrap();
-    let ended = scene.run(&["models", "verify", REPOSITORY]);
-    let parts = [
-        blob.to_str().unwrap(),
-        "is damaged",
-        "models fetch org/tiny",
-    ];
-    ended.fails(3, &parts);
-    fs::remove_file(&blob).unwrap();
-    scene.fetch().exits(0);
-    scene.run(&["models", "verify", REPOSITORY]).exits(0);
-}
-
-#[test]
-fn what_was_fetched_can_be_removed_and_nothing_else() {
-    let scene = Scene::usual();
-    let remove = ["models", "remove", REPOSITORY];
-    scene.fetch().exits(0);
-    let ended = scene.run(&remove).exits(0);
-    assert!(ended.stdout.contains("removed 4 files, 0.4 MB"), "{ended}");
-    assert!(!scene.repository().exists());
-    scene.run(&remove).fails(3, &["nothing to remove"]);
-
-    // Half of it was there before.
-    let theirs: [(&str, &[u8]); 2] = [("config.json", CONFIG), ("tokenizer.json", TOKENIZER)];
-    scene.is_cached_by_others(&theirs);
-    scene.run(&remove).fails(3, &["this tool did not fetch it"]);
-    scene.fetch().exits(0);
-    let ended = scene.run(&remove).exits(0);
-    assert!(
-        ended.stdout.contains("what others put there is left"),
-        "{ended}"
-    );
-    assert_eq!(names(&scene.snapshot()), ["config.json", "tokenizer.json"]);
-    assert_eq!(
-        fs::read(scene.snapshot().join("config.json")).unwrap(),
-        CONFIG
-    );
-    assert_eq!(names(&scene.blob("")).len(), 2);
-    scene
-        .run(&["models", "remove", "tiny.gguf"])
-        .fails(3, &["your own"]);
-    assert!(scene.place.path("tiny.gguf").exists());
-}
-
-#[test]
-fn what_two_commits_share_goes_with_the_last_of_them() {
-    let scene = Scene::usual();
-    scene.fetch().exits(0);
-    let first = format!("{REPOSITORY}@{}", scene.hub.commit());
-    scene.hub.put("README.md", b"other words");
-    scene.fetch().exits(0);
-    scene.run(&["models", "remove", &first]).exits(0);
-    scene.run(&["models", "verify", REPOSITORY]).exits(0);
-    assert_eq!(
-        names(&scene.repository().join("snapshots")),
-        [scene.hub.commit()]
-    );
-    let ended = scene.run(&["models", "remove", REPOSITORY]).exits(0);
-    assert!(ended.stdout.contains("removed 4 files"), "{ended}");
-    assert!(!scene.repository().exists());
-}
-
-#[test]
-fn an_interrupted_download_is_removed_too() {
-    let scene = Scene::usual();
-    scene.hub.set(Trouble {
-        cut: Some((10, usize::MAX)),
-        ..Trouble::default()
-    });
-    scene.fetch().fails(3, &["broke off"]);
-    assert!(scene.repository().exists());
-    scene.run(&["models", "remove", REPOSITORY]).exits(0);
-    assert!(!scene.repository().exists());
-}
-
-#[test]
-fn a_snapshot_of_another_tool_is_used_where_it_is() {
-    let scene = Scene::usual();
-    let weights = weights(100_000, 7);
-    let theirs: [(&str, &[u8]); 3] = [
-        ("config.json", CONFIG),
-        ("tokenizer.json", TOKENIZER),
-        ("model.safetensors", &weights),
-    ];
-    scene.is_cached_by_others(&theirs);
-    let ended = scene
-        .run(&["models", "fetch", REPOSITORY, "--offline"])
-        .exits(0);
-    assert!(
-        ended.stdout.contains(scene.snapshot().to_str().unwrap()),
-        "{ended}"
-    );
-    assert!(scene.hub.asked().is_empty());
-}
-
-#[test]
-fn the_list_has_the_names_that_can_be_given_and_fits_80_columns() {
-    let scene = Scene::usual();
-    scene.fetch().exits(0);
-    fs::remove_file(scene.snapshot().join("tokenizer.json")).unwrap();
-    scene.hub.put("README.md", b"other words");
-    scene.fetch().exits(0);
-    let ended = scene.run(&["models", "list"]).exits(0);
-    let table = ended.stdout.split("\n\n").next().unwrap();
-    assert!(
-        table.lines().all(|line| line.chars().count() <= 80),
-        "{ended}"
-    );
-    for (name, here) in [
-        ("smollm2-135m", "no"),
-        ("org/tiny ", "yes"),
-        ("org/tiny@", "no"),
-    ] {
-        let row = table
-            .lines()
-            .find(|line| line.trim_start().starts_with(name));
-        assert!(
-            row.is_some_and(|row| row.trim_end().ends_with(here)),
-            "{name}: {ended}"
-        );
-    }
-    assert!(ended.stdout.contains("it has no tokenizer.json"), "{ended}");
 }
 
 #[test]

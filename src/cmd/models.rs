@@ -87,7 +87,7 @@ fn verify(model: &str) -> anyhow::Result<()> {
         let path = checked.path.display();
         match checked.finding {
             Finding::Genuine => terminal::print(&format!("as pinned: {path}"))?,
-            Finding::Unpinned => terminal::print(&format!("no SHA-256 is pinned: {path}"))?,
+            Finding::Unpinned => terminal::print(&format!("no digest is pinned: {path}"))?,
             Finding::Damaged(mismatch) => damaged.push(format!("{path} is damaged ({mismatch})")),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 pub const REPOSITORY: &str = "org/tiny";
@@ -15,14 +16,18 @@ pub const REPOSITORY: &str = "org/tiny";
 /// What the server does wrong.
 #[derive(Clone, Default)]
 pub struct Trouble {
-    /// Status and further headers for questions whose path has this in it.
+    /// Status and further headers for questions whose path has this in it; the body is a page.
     pub refuse: Option<(&'static str, u16, &'static str)>,
     /// Large files end after so many bytes of an answer, so many times.
     pub cut: Option<(usize, usize)>,
     /// Whole files, whatever range was asked for.
     pub has_no_ranges: bool,
-    /// Large files have another first byte.
-    pub flips_a_byte: bool,
+    /// Status and further headers where the rest of a large file is asked for.
+    pub refuse_rest: Option<(u16, &'static str)>,
+    /// The list has no sizes.
+    pub has_no_sizes: bool,
+    /// This file has another first byte.
+    pub flips_a_byte_of: Option<&'static str>,
     /// Large files have more bytes than was said.
     pub sends_more: bool,
     /// In place of the tag of large files.
@@ -59,12 +64,22 @@ impl State {
         }
         hex(hasher)[..40].to_owned()
     }
+
+    /// A content, or what its trouble makes of it.
+    fn sent(&self, file: &str, content: &[u8]) -> Vec<u8> {
+        let mut sent = content.to_vec();
+        if self.trouble.flips_a_byte_of == Some(file) {
+            sent[0] ^= 1;
+        }
+        sent
+    }
 }
 
 pub struct Hub {
     /// For HF_ENDPOINT.
     pub endpoint: String,
     state: Arc<Mutex<State>>,
+    gate: Arc<Mutex<()>>,
     is_over: Arc<AtomicBool>,
     threads: Vec<(String, JoinHandle<()>)>,
 }
@@ -78,6 +93,7 @@ impl Hub {
             ..State::default()
         };
         let state = Arc::new(Mutex::new(state));
+        let gate = Arc::new(Mutex::new(()));
         let is_over = Arc::new(AtomicBool::new(false));
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [hub, store] = [0, 1].map(|i: usize| listeners[i].local_addr().unwrap().to_string());
@@ -85,6 +101,7 @@ impl Hub {
             let address = listener.local_addr().unwrap().to_string();
             let answering = Answering {
                 state: Arc::clone(&state),
+                gate: Arc::clone(&gate),
                 store: store.clone(),
                 is_store: number == 1,
             };
@@ -104,8 +121,14 @@ impl Hub {
             endpoint: format!("http://{hub}"),
             threads: threads.collect(),
             state,
+            gate,
             is_over,
         }
+    }
+
+    /// Large files are not sent until this is dropped.
+    pub fn hold(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().unwrap()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -143,6 +166,7 @@ impl Drop for Hub {
 
 struct Answering {
     state: Arc<Mutex<State>>,
+    gate: Arc<Mutex<()>>,
     store: String,
     is_store: bool,
 }
@@ -152,11 +176,16 @@ impl Answering {
         let Some(asked) = self.read(&stream)? else {
             return Ok(());
         };
+        if self.is_store {
+            // A test that failed while it held the gate is over.
+            drop(self.gate.lock());
+        }
         let mut state = self.state.lock().unwrap();
         state.asked.push(asked.clone());
         let answer = match state.trouble.refuse {
             Some((part, status, headers)) if asked.path.contains(part) => {
-                Answer::new(status, headers.to_owned(), Vec::new())
+                let page = b"<html>words</html>".to_vec();
+                Answer::new(status, headers.to_owned(), page)
             }
             _ if self.is_store => large(&asked, &mut state),
             _ => self.of_hub(&asked, &state),
@@ -198,20 +227,25 @@ impl Answering {
             let headers = format!("Location: {before}/org/tiny/{after}\r\n");
             return Answer::new(307, headers, Vec::new());
         }
-        if let Some(revision) = (asked.path).strip_prefix("/api/models/org/tiny/revision/") {
+        if let Some(question) = (asked.path).strip_prefix("/api/models/org/tiny/revision/") {
+            let (revision, query) = question.split_once('?').unwrap_or((question, ""));
+            let has_sizes = query == "blobs=true" && !state.trouble.has_no_sizes;
             if ![&commit[..], "main", "refs%2Fpr%2F1"].contains(&revision) {
                 let code = "X-Error-Code: RevisionNotFound\r\n".to_owned();
                 return Answer::new(404, code, Vec::new());
             }
-            let names = state
-                .files
-                .keys()
-                .map(|name| format!(r#"{{"rfilename":"{name}"}}"#));
-            let names: Vec<String> = names.collect();
+            let files = state.files.iter().map(|(name, content)| {
+                let size = match has_sizes {
+                    true => format!(r#","size":{}"#, content.len()),
+                    false => String::new(),
+                };
+                format!(r#"{{"rfilename":"{name}"{size}}}"#)
+            });
+            let files: Vec<String> = files.collect();
             let commit = state.trouble.commit.unwrap_or(&commit);
             let text = format!(
                 r#"{{"id":"{REPOSITORY}","sha":"{commit}","siblings":[{}]}}"#,
-                names.join(",")
+                files.join(",")
             );
             return Answer::new(200, String::new(), text.into_bytes());
         }
@@ -238,7 +272,7 @@ impl Answering {
             }
             false => {
                 let headers = format!("ETag: \"{tag}\"\r\nX-Repo-Commit: {commit}\r\n");
-                Answer::new(200, headers, content.clone())
+                Answer::new(200, headers, state.sent(file, content))
             }
         }
     }
@@ -249,10 +283,7 @@ fn large(asked: &Asked, state: &mut State) -> Answer {
     let Some(content) = state.files.get(&asked.path[1..]) else {
         return Answer::new(404, String::new(), Vec::new());
     };
-    let mut content = content.clone();
-    if state.trouble.flips_a_byte {
-        content[0] ^= 1;
-    }
+    let mut content = state.sent(&asked.path[1..], content);
     if state.trouble.sends_more {
         content.push(0);
     }
@@ -265,6 +296,9 @@ fn large(asked: &Asked, state: &mut State) -> Answer {
         let start = range.strip_prefix("bytes=").unwrap().strip_suffix('-');
         start.unwrap().parse::<usize>().unwrap()
     });
+    if let (Some(_), Some((status, headers))) = (start, state.trouble.refuse_rest) {
+        return Answer::new(status, headers.to_owned(), Vec::new());
+    }
     let mut answer = match start {
         None => Answer::new(200, String::new(), content),
         Some(start) => {
@@ -318,15 +352,14 @@ pub fn is_large(file: &str) -> bool {
     file.ends_with(".safetensors") || file.ends_with(".gguf") || file.ends_with(".bin")
 }
 
-/// SHA-256 of a large file; as many digits as git's SHA-1 has for the others.
+/// SHA-256 of a large file, git's SHA-1 of another.
 pub fn tag(file: &str, content: &[u8]) -> String {
-    let mut hasher = Sha256::new();
-    hasher.update(content);
-    let tag = hex(hasher);
-    match is_large(file) {
-        true => tag,
-        false => tag[..40].to_owned(),
+    if is_large(file) {
+        return hex(Sha256::new_with_prefix(content));
     }
+    let mut hasher = Sha1::new_with_prefix(format!("blob {}\0", content.len()));
+    hasher.update(content);
+    format!("{:x}", hasher.finalize())
 }
 
 fn hex(hasher: Sha256) -> String {

@@ -9,7 +9,8 @@ use super::folder::Unusable;
 use super::hub::HubError;
 
 /// What `--model` takes.
-const WANTED: &str = "smollm2-135m, a GGUF file, a folder with safetensors, or org/name of a hub";
+const WANTED: &str = "smollm2-135m, a GGUF file, a folder with safetensors, org/name of a hub, or \
+     dummy:NAME for random weights of a published shape";
 
 /// Why there is no model file.
 #[derive(Debug, thiserror::Error)]
@@ -118,4 +119,6 @@ pub enum Mismatch {
     Longer { wanted_bytes: u64 },
     #[error("SHA-256 {got}, wanted {wanted}")]
     Sha256 { got: String, wanted: String },
+    #[error("git's SHA-1 {got}, wanted {wanted}")]
+    GitSha1 { got: String, wanted: String },
 }

@@ -18,8 +18,9 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Read where they are, beside the weights: without the first two nothing runs.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 3] = [
+const OPTIONAL: [&str; 4] = [
     "generation_config.json",
+    "special_tokens_map.json",
     "tokenizer_config.json",
     "chat_template.jinja",
 ];

@@ -8,8 +8,10 @@ mod client;
 mod download;
 mod error;
 mod held;
+mod redirect;
 mod remove;
 mod settings;
+mod tag;
 mod verify;
 
 pub use error::HubError;
@@ -18,6 +20,7 @@ pub(super) use remove::remove;
 pub(super) use settings::HubSettings;
 pub(super) use verify::verify;
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::downloads::{Download as Downloaded, Downloads};
@@ -58,7 +61,7 @@ pub(super) fn resolve(
         let found = here.map(|location| (location, Origin::HubCache));
         return found.map_err(|why| not_cached(name, settings, why));
     }
-    let client = Client::new(settings);
+    let client = Client::new(settings)?;
     let listing = client.listing(At {
         repository: &name.repository,
         revision: name.revision(),
@@ -83,7 +86,7 @@ pub(super) fn resolve(
             };
             fetch.run()
         }
-        (Err(error), Ok(location)) if error.is_passing() => {
+        (Err(error), Ok(location)) if error.leaves_cached() => {
             tracing::warn!("{name} is taken as it was fetched last: {error}");
             Ok((location, Origin::HubCache))
         }
@@ -164,7 +167,10 @@ impl Fetch<'_> {
             texts.push(INDEX);
         }
         let mut has_fetched = false;
-        for text in texts.into_iter().filter(|text| !self.is_here(text)) {
+        for text in texts {
+            if self.is_here(text)? {
+                continue;
+            }
             let remote = self.download.client.look(self.download.at, text)?;
             if remote.bytes > MAX_TEXT_BYTES {
                 return Err(HubError::Answer {
@@ -191,9 +197,11 @@ impl Fetch<'_> {
     fn bring(&self, files: &[&str]) -> Result<bool, HubError> {
         let started = Instant::now();
         let mut missing = Vec::new();
-        for file in files.iter().filter(|file| !self.is_here(file)) {
-            let remote = self.download.client.look(self.download.at, file)?;
-            missing.push((*file, remote));
+        for file in files {
+            if !self.is_here(file)? {
+                let remote = self.download.client.look(self.download.at, file)?;
+                missing.push((*file, remote));
+            }
         }
         if missing.is_empty() {
             return Ok(false);
@@ -224,25 +232,41 @@ impl Fetch<'_> {
     ) -> Result<(), HubError> {
         let cache = || self.settings.cache.clone();
         let repository = || self.name.repository.clone();
-        if !self.download.has(remote) {
+        // What is only mended belongs to whoever put it there.
+        if !is_taken(&self.download.cached.blob(&remote.tag)) {
             self.memory.downloads.remember(Downloaded::HubBlob {
                 cache: cache(),
                 repository: repository(),
                 tag: remote.tag.clone(),
             });
         }
-        self.memory.downloads.remember(Downloaded::HubName {
-            cache: cache(),
-            repository: repository(),
-            commit: self.listing.commit.clone(),
-            file: file.to_owned(),
-        });
+        if !is_taken(&self.path(file)) {
+            self.memory.downloads.remember(Downloaded::HubName {
+                cache: cache(),
+                repository: repository(),
+                commit: self.listing.commit.clone(),
+                file: file.to_owned(),
+            });
+        }
         self.download.bring(file, remote, arrived)
     }
 
-    fn is_here(&self, file: &str) -> bool {
+    /// Whether a file is here with the size that the hub says: one that was cut short has its name.
+    fn is_here(&self, file: &str) -> Result<bool, HubError> {
+        let there = match self.path(file).metadata() {
+            Ok(there) if there.is_file() => there,
+            _ => return Ok(false),
+        };
+        let bytes = match self.listing.bytes.get(file) {
+            Some(bytes) => *bytes,
+            None => self.download.client.look(self.download.at, file)?.bytes,
+        };
+        Ok(there.len() == bytes)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
         let snapshot = self.download.cached.snapshot(&self.listing.commit);
-        snapshot.join(file).is_file()
+        snapshot.join(file)
     }
 
     fn is_listed(&self, file: &str) -> bool {
@@ -260,4 +284,9 @@ impl Fetch<'_> {
             },
         }
     }
+}
+
+/// Whether the name is taken, be it by a link that leads nowhere.
+fn is_taken(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::text_file;
 
-/// Largest of these files, in bytes.
-const MAX_BYTES: u64 = 4 << 20;
+/// Largest of these files, in bytes; a larger one counts as damaged.
+pub(super) const MAX_BYTES: u64 = 4 << 20;
 
 /// What the file holds; nothing where there is none. One that is damaged holds nothing either, as
 /// nothing in these files is worth an end of the run.

@@ -33,6 +33,11 @@ pub(super) fn is_repository(text: &str) -> bool {
 
 /// Whether this is the name of a commit: 40 hexadecimal digits.
 pub(super) fn is_commit(text: &str) -> bool {
+    is_sha1(text)
+}
+
+/// Whether this is a SHA-1 as git and the hub write it.
+pub(super) fn is_sha1(text: &str) -> bool {
     is_lower_hex(text, 40)
 }
 

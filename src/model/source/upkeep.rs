@@ -41,9 +41,9 @@ pub struct Checked {
 /// What a check found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// Its SHA-256 is the one that was pinned.
+    /// Its digest is the one that was pinned.
     Genuine,
-    /// No SHA-256 is pinned for it: the hub has one for large files only.
+    /// No digest is pinned for it: a mirror's tags need be none.
     Unpinned,
     /// It is another file than the pinned one.
     Damaged(Mismatch),

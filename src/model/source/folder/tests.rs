@@ -23,6 +23,7 @@ fn what_is_needed_is_chosen_and_nothing_else() {
         "model.safetensors.index.json",
         "onnx/model.onnx",
         "pytorch_model.bin",
+        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ];
@@ -30,7 +31,12 @@ fn what_is_needed_is_chosen_and_nothing_else() {
     assert!(!selection.is_sharded);
     assert_eq!(
         selection.texts,
-        ["config.json", "tokenizer.json", "tokenizer_config.json"]
+        [
+            "config.json",
+            "tokenizer.json",
+            "special_tokens_map.json",
+            "tokenizer_config.json"
+        ]
     );
     let sharded = names(&[
         "config.json",

@@ -2,9 +2,9 @@
 //! a branch was last), `blobs` (contents, by tag) and `snapshots` (a commit's names, as links).
 //! Names that become paths here were checked before.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use super::super::names::{is_commit, is_repository};
@@ -148,8 +148,11 @@ impl CachedRepository {
         let path = self.references().join(revision);
         let folder = path.parent().unwrap_or(&path);
         fs::create_dir_all(folder)?;
-        let file = tempfile::NamedTempFile::new_in(folder)?;
-        fs::write(file.path(), commit)?;
+        // The umask decides who may read it, as with all else here; a temporary file is its owner's.
+        let anyone = Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new();
+        let mut file = file.permissions(anyone).tempfile_in(folder)?;
+        file.write_all(commit.as_bytes())?;
         file.persist(&path)?;
         Ok(())
     }
@@ -187,6 +190,17 @@ mod tests {
         let all = CachedRepository::all(cache.path());
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].0, "org/name");
+    }
+
+    #[test]
+    fn whoever_may_read_other_files_may_read_a_reference() {
+        let cache = tempfile::tempdir().unwrap();
+        let cached = CachedRepository::new(cache.path(), "org/name");
+        cached.write_reference("main", &"0".repeat(40)).unwrap();
+        let other = cache.path().join("other");
+        fs::write(&other, "").unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode(&cached.references().join("main")), mode(&other));
     }
 
     #[test]

@@ -5,16 +5,18 @@
 //! panics on some answers, appends to a partial file whatever a server without ranges sends, checks
 //! no digest, has no timeout, and drops the headers that say why and for how long it is refused.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::http::{Method, Response, StatusCode, header};
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
-use ureq::{Agent, Body, BodyReader};
+use ureq::{Agent, Body, BodyReader, ResponseExt as _};
 
 use super::super::names::{is_blob_name, is_commit, is_plain_path};
-use super::settings::HubSettings;
+use super::redirect;
+use super::settings::{HubSettings, HubToken};
 use super::{HubError, HubName};
 
 /// Largest list of a repository's files, in bytes: those with a thousand files have half a megabyte.
@@ -32,6 +34,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Client<'a> {
     agent: Agent,
     settings: &'a HubSettings,
+    token: Option<&'a HubToken>,
 }
 
 /// What a repository holds at a revision.
@@ -40,6 +43,8 @@ pub(super) struct Listing {
     pub(super) commit: String,
     /// Paths in the repository, as far as they can be paths here.
     pub(super) files: Vec<String>,
+    /// Sizes by path. A mirror may leave them out.
+    pub(super) bytes: HashMap<String, u64>,
 }
 
 /// What a hub says about a file.
@@ -65,7 +70,7 @@ pub(super) struct At<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(settings: &'a HubSettings) -> Self {
+    pub(super) fn new(settings: &'a HubSettings) -> Result<Self, HubError> {
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             // The system's certificates, as where a company's proxy opens TLS.
@@ -84,7 +89,12 @@ impl<'a> Client<'a> {
             .timeout_per_read(Some(SILENCE_TIMEOUT))
             .build()
             .into();
-        Self { agent, settings }
+        let token = settings.token()?;
+        Ok(Self {
+            agent,
+            settings,
+            token,
+        })
     }
 
     /// The commit and the files of a repository at a revision.
@@ -97,10 +107,12 @@ impl<'a> Client<'a> {
         #[derive(Deserialize)]
         struct Sibling {
             rfilename: String,
+            size: Option<u64>,
         }
         let asked = format!("{}@{}", at.repository, at.revision);
         let url = format!(
-            "{}/api/models/{}/revision/{}",
+            // With their sizes, which one question for each file would tell too.
+            "{}/api/models/{}/revision/{}?blobs=true",
             self.settings.endpoint,
             at.repository,
             escaped(at.revision)
@@ -126,11 +138,22 @@ impl<'a> Client<'a> {
         if !is_commit(&answer.sha) {
             return Err(senseless("its commit is no commit".to_owned()));
         }
-        let files = answer.siblings.into_iter().map(|file| file.rfilename);
-        Ok(Listing {
+        if is_commit(at.revision) && answer.sha != at.revision {
+            return Err(senseless(format!("it is about commit {}", answer.sha)));
+        }
+        let mut listing = Listing {
             commit: answer.sha,
-            files: files.filter(|name| is_plain_path(name)).collect(),
-        })
+            files: Vec::new(),
+            bytes: HashMap::new(),
+        };
+        let files = answer.siblings.into_iter();
+        for file in files.filter(|file| is_plain_path(&file.rfilename)) {
+            if let Some(bytes) = file.size {
+                listing.bytes.insert(file.rfilename.clone(), bytes);
+            }
+            listing.files.push(file.rfilename);
+        }
+        Ok(listing)
     }
 
     /// Tag and size of a file.
@@ -189,23 +212,6 @@ impl<'a> Client<'a> {
         )
     }
 
-    /// The whole address of a redirect that stays at the hub.
-    fn within_the_hub(&self, location: &str) -> Option<String> {
-        let endpoint = &self.settings.endpoint;
-        if location.starts_with('/') && !location.starts_with("//") {
-            // A path begins at the host, which an endpoint may be below.
-            let host = endpoint.find("://")? + "://".len();
-            let end = endpoint[host..]
-                .find('/')
-                .map_or(endpoint.len(), |slash| host + slash);
-            return Some(format!("{}{location}", &endpoint[..end]));
-        }
-        location
-            .strip_prefix(endpoint.as_str())
-            .is_some_and(|path| path.starts_with('/'))
-            .then(|| location.to_owned())
-    }
-
     /// Asks the hub and follows redirects that stay there. The token goes along, and so goes nowhere
     /// else; the client's own rule for it would take another port of the host for the same.
     fn ask(
@@ -220,7 +226,7 @@ impl<'a> Client<'a> {
                 Method::HEAD => self.agent.head(&url),
                 _ => self.agent.get(&url),
             };
-            if let Some(token) = &self.settings.token {
+            if let Some(token) = self.token {
                 request = request.header(header::AUTHORIZATION, token.bearer());
             }
             if let Some(range) = range {
@@ -231,10 +237,10 @@ impl<'a> Client<'a> {
                 .max_redirects(0)
                 .max_redirects_will_error(false);
             let response = self.reached(request.build().call())?;
-            let within = location(&response).and_then(|to| self.within_the_hub(to));
-            match within.filter(|_| hops < MAX_REDIRECTS) {
-                None => return Ok(response),
-                Some(within) => url = within,
+            let endpoint = &self.settings.endpoint;
+            match redirected(&response).filter(|to| redirect::is_at_hub(endpoint, to)) {
+                Some(within) if hops < MAX_REDIRECTS => url = within,
+                _ => return Ok(response),
             }
             hops += 1;
         }
@@ -243,7 +249,7 @@ impl<'a> Client<'a> {
     /// Asks the hub, and without the token whoever it redirects to.
     fn get(&self, url: String, range: Option<&str>) -> Result<Response<Body>, HubError> {
         let response = self.ask(&Method::GET, url, range)?;
-        let Some(elsewhere) = location(&response) else {
+        let Some(elsewhere) = redirected(&response) else {
             return Ok(response);
         };
         let mut request = self.agent.get(elsewhere);
@@ -272,7 +278,7 @@ impl<'a> Client<'a> {
         let status = response.status().as_u16();
         let endpoint = self.settings.endpoint.clone();
         let page = format!("{endpoint}/{}", at.repository);
-        let has_token = self.settings.token.is_some();
+        let has_token = self.token.is_some();
         let asked = file.unwrap_or(at.repository).to_owned();
         let no_revision = || HubError::NoRevision {
             revision: at.revision.to_owned(),
@@ -313,43 +319,12 @@ fn escaped(revision: &str) -> String {
     revision.replace('/', "%2F")
 }
 
-/// Where a redirect leads.
-fn location(response: &Response<Body>) -> Option<&str> {
-    text(response, "location").filter(|_| response.status().is_redirection())
+/// Where a redirect leads, as a whole address.
+fn redirected(response: &Response<Body>) -> Option<String> {
+    let location = text(response, "location").filter(|_| response.status().is_redirection());
+    redirect::target(&response.get_uri().to_string(), location?)
 }
 
 fn text<'r>(response: &'r Response<Body>, name: &str) -> Option<&'r str> {
     response.headers().get(name)?.to_str().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_stays_at_the_hub_gets_the_token() {
-        let settings = |endpoint: &str| {
-            let variable = |name: &str| match name {
-                "HF_ENDPOINT" => Some(endpoint.into()),
-                _ => Some("/nowhere".into()),
-            };
-            HubSettings::read(true, variable).unwrap()
-        };
-        let below = settings("https://mirror.example/hub");
-        let below = Client::new(&below);
-        let within = |location| below.within_the_hub(location);
-        let path = "https://mirror.example/hub/org/name";
-        assert_eq!(within("/hub/org/name").unwrap(), path);
-        assert_eq!(within(path).unwrap(), path);
-        for outside in [
-            "https://mirror.example/hubris/org/name",
-            "https://mirror.example.evil/hub/org/name",
-            "http://mirror.example/hub/org/name",
-            "//evil.example/org/name",
-            "https://evil.example/hub",
-            "",
-        ] {
-            assert_eq!(within(outside), None, "{outside}");
-        }
-    }
 }

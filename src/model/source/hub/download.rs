@@ -1,11 +1,11 @@
 //! Brings one file of a repository into the hub's cache: goes on where an earlier try stopped, one
-//! process at a time, and gives it its name only when size and SHA-256 are what the hub promised.
+//! process at a time, and gives it its name only when size and digest are what the hub promised.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
-
-use sha2::{Digest as _, Sha256};
+use std::thread;
+use std::time::Duration;
 
 use super::super::error::Mismatch;
 use super::super::fingerprints::Fingerprints;
@@ -13,9 +13,13 @@ use super::super::names::is_sha256;
 use super::HubError;
 use super::cache::CachedRepository;
 use super::client::{At, Client, RemoteFile};
+use super::tag::TagHasher;
 
 /// Connections that are tried for one file in one start; each goes on from where the last broke off.
 const MAX_TRIES: u32 = 5;
+
+/// Pause after the first connection that broke; each further one is twice as long, 3 s in all.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 const READ_BYTES: usize = 1 << 20;
 
@@ -63,7 +67,7 @@ impl Download<'_> {
                 lock.lock()?;
             }
             Ok(()) => {}
-            // A file system without locks keeps nobody out; the SHA-256 tells if two wrote at once.
+            // A file system without locks keeps nobody out; the digest tells if two wrote at once.
             Err(TryLockError::Error(_)) => {}
         }
         Ok(lock)
@@ -80,7 +84,7 @@ impl Download<'_> {
         if let Some(blobs) = partial_path.parent() {
             fs::create_dir_all(blobs).map_err(cache_error)?;
         }
-        let mut partial = Partial::open(&partial_path, remote.bytes).map_err(cache_error)?;
+        let mut partial = Partial::open(&partial_path, remote).map_err(cache_error)?;
         arrived(partial.bytes);
         let mut tries = 0;
         while partial.bytes < remote.bytes {
@@ -100,21 +104,21 @@ impl Download<'_> {
                     detail,
                 });
             }
+            thread::sleep(FIRST_PAUSE * 2_u32.pow(tries - 1));
         }
-        let sha256 = partial.finish().map_err(cache_error)?;
-        if is_sha256(&remote.tag) && sha256 != remote.tag {
+        let hasher = partial.finish().map_err(cache_error)?;
+        if let Err(mismatch) = hasher.check(&remote.tag) {
             fs::remove_file(&partial_path).map_err(cache_error)?;
             return Err(HubError::Differs {
                 file: file.to_owned(),
-                mismatch: Mismatch::Sha256 {
-                    got: sha256,
-                    wanted: remote.tag.clone(),
-                },
+                mismatch,
             });
         }
         let blob = self.cached.blob(&remote.tag);
         fs::rename(&partial_path, &blob).map_err(cache_error)?;
-        self.known.remember_file(&blob, &sha256);
+        if is_sha256(&remote.tag) {
+            self.known.remember_file(&blob, &remote.tag);
+        }
         Ok(())
     }
 
@@ -158,23 +162,25 @@ impl Download<'_> {
 }
 
 /// A content that grows, and its digest, which so needs no second reading.
-struct Partial {
+struct Partial<'a> {
+    remote: &'a RemoteFile,
     file: File,
-    hasher: Sha256,
+    hasher: TagHasher,
     bytes: u64,
 }
 
-impl Partial {
+impl<'a> Partial<'a> {
     /// Takes up what an earlier try left, unless it is more than the whole.
-    fn open(path: &Path, most_bytes: u64) -> io::Result<Self> {
+    fn open(path: &Path, remote: &'a RemoteFile) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let mut file = options.read(true).append(true).create(true).open(path)?;
         let mut partial = Self {
-            hasher: Sha256::new(),
+            remote,
+            hasher: TagHasher::new(&remote.tag, remote.bytes),
             bytes: 0,
             file: file.try_clone()?,
         };
-        if file.metadata()?.len() > most_bytes {
+        if file.metadata()?.len() > remote.bytes {
             partial.restart()?;
             return Ok(partial);
         }
@@ -198,15 +204,15 @@ impl Partial {
 
     fn restart(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
-        self.hasher = Sha256::new();
+        self.hasher = TagHasher::new(&self.remote.tag, self.remote.bytes);
         self.bytes = 0;
         Ok(())
     }
 
-    /// Makes sure that it is on disk before it gets its name, and returns its SHA-256.
-    fn finish(self) -> io::Result<String> {
+    /// Makes sure that it is on disk before it gets its name.
+    fn finish(self) -> io::Result<TagHasher> {
         self.file.sync_data()?;
-        Ok(format!("{:x}", self.hasher.finalize()))
+        Ok(self.hasher)
     }
 }
 

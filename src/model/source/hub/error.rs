@@ -94,11 +94,18 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// Whether the same question may be answered another time: then what is cached serves.
+    /// Whether the same question may be answered in a moment. When a hub takes requests again is
+    /// for the hub to say.
     pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Server { .. } | Self::Unreachable { .. })
+    }
+
+    /// Whether the hub said nothing about the model, so that what is cached serves: it was not
+    /// reached, or something else answered in its place, such as the login page of a network.
+    pub(super) fn leaves_cached(&self) -> bool {
         matches!(
             self,
-            Self::RateLimited { .. } | Self::Server { .. } | Self::Unreachable { .. }
-        )
+            Self::RateLimited { .. } | Self::Status { .. } | Self::Answer { .. }
+        ) || self.is_passing()
     }
 }

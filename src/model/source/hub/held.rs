@@ -38,9 +38,17 @@ fn of_repository(repository: &str, cached: &CachedRepository) -> Vec<Held> {
         let snapshot = cached.snapshot(&commit);
         let mut files = Vec::new();
         collect(&snapshot, "", 0, &mut files);
+        let gguf_files = files.iter().filter(|(file, _)| is_gguf(file));
+        held.extend(gguf_files.map(|(file, bytes)| Held {
+            name: format!("{name}:{file}"),
+            format: Format::Gguf,
+            bytes: *bytes,
+            lacks: None,
+            path: snapshot.join(file),
+        }));
         if files.iter().any(|(file, _)| file.ends_with(".safetensors")) {
             held.push(Held {
-                name: name.clone(),
+                name,
                 format: Format::Safetensors,
                 bytes: (files.iter())
                     .filter(|(file, _)| !file.contains('/') && !is_gguf(file))
@@ -49,18 +57,6 @@ fn of_repository(repository: &str, cached: &CachedRepository) -> Vec<Held> {
                 lacks: folder::files(&snapshot).err().map(|why| why.to_string()),
                 path: snapshot,
             });
-        } else {
-            held.extend(
-                (files.iter())
-                    .filter(|(file, _)| is_gguf(file))
-                    .map(|(file, bytes)| Held {
-                        name: format!("{name}:{file}"),
-                        format: Format::Gguf,
-                        bytes: *bytes,
-                        lacks: None,
-                        path: snapshot.join(file),
-                    }),
-            );
         }
     }
     held.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::super::Removed;
 use super::super::downloads::{Download, Downloads};
 use super::super::error::SourceError;
-use super::super::names::{is_blob_name, is_commit, is_plain_path};
+use super::super::names::{is_blob_name, is_commit, is_gguf, is_plain_path};
 use super::cache::CachedRepository;
 use super::{HubName, HubSettings};
 
@@ -70,7 +70,7 @@ fn remove_names(
             && *cache == settings.cache
             && *repository == name.repository
             && wanted_commit.as_ref().is_none_or(|wanted| wanted == commit)
-            && name.file.as_ref().is_none_or(|wanted| wanted == file)
+            && is_meant(name, file)
             && is_commit(commit)
             && is_plain_path(file)
         {
@@ -80,6 +80,15 @@ fn remove_names(
         }
     }
     Ok(done)
+}
+
+/// Whether a file belongs to what the name means: without a file that is all but GGUF files, each of
+/// which is a model of its own.
+fn is_meant(name: &HubName, file: &str) -> bool {
+    match &name.file {
+        Some(wanted) => wanted == file,
+        None => !is_gguf(file),
+    }
 }
 
 /// Deletes a content, whole or in part, unless another process is fetching it; returns its size.

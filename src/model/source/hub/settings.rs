@@ -21,7 +21,8 @@ pub(in crate::model::source) struct HubSettings {
     pub(in crate::model::source) cache: PathBuf,
     /// Address without a slash at its end.
     pub(super) endpoint: String,
-    pub(super) token: Option<HubToken>,
+    /// Or what is wrong with it, which concerns only those who ask the hub.
+    token: Result<Option<HubToken>, String>,
     pub(super) offline: bool,
 }
 
@@ -30,7 +31,7 @@ pub(super) struct HubToken(String);
 
 impl HubToken {
     /// Blank text is no token.
-    fn parse(text: &str, from: &str) -> Result<Option<Self>, HubError> {
+    fn parse(text: &str, from: &str) -> Result<Option<Self>, String> {
         let token = text.trim();
         if token.is_empty() {
             return Ok(None);
@@ -39,9 +40,9 @@ impl HubToken {
             token.len() as u64 <= MAX_TOKEN_BYTES && token.chars().all(|c| c.is_ascii_graphic());
         match is_token {
             true => Ok(Some(Self(token.to_owned()))),
-            false => Err(HubError::Setting(format!(
+            false => Err(format!(
                 "{from} holds no token: wanted one word of at most {MAX_TOKEN_BYTES} letters"
-            ))),
+            )),
         }
     }
 
@@ -69,7 +70,7 @@ impl HubSettings {
         let text = |name: &str| match variable(name).map(OsString::into_string) {
             None => Ok(None),
             Some(Ok(text)) => Ok(Some(text)),
-            Some(Err(_)) => Err(HubError::Setting(format!("{name} is no UTF-8"))),
+            Some(Err(_)) => Err(format!("{name} is no UTF-8")),
         };
         let home = path("HF_HOME")
             .or_else(|| path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
@@ -82,7 +83,8 @@ impl HubSettings {
                     .to_owned(),
             )
         })?;
-        let endpoint = text("HF_ENDPOINT")?.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+        let endpoint = text("HF_ENDPOINT").map_err(HubError::Setting)?;
+        let endpoint = endpoint.unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if !(endpoint.starts_with("https://") || endpoint.starts_with("http://")) {
             return Err(HubError::Setting(format!(
@@ -92,27 +94,37 @@ impl HubSettings {
         let is_set = |value: String| {
             ["1", "ON", "YES", "TRUE"].contains(&value.to_ascii_uppercase().as_str())
         };
-        let token = match text("HF_TOKEN")? {
-            Some(token) => HubToken::parse(&token, "HF_TOKEN")?,
-            None => home.map_or(Ok(None), |home| token_in_file(home.join("token")))?,
+        let token = match text("HF_TOKEN") {
+            Ok(Some(token)) => HubToken::parse(&token, "HF_TOKEN"),
+            Ok(None) => home.map_or(Ok(None), |home| token_in_file(home.join("token"))),
+            Err(why) => Err(why),
         };
+        let is_set_offline = text("HF_HUB_OFFLINE").map_err(HubError::Setting)?;
         Ok(Self {
             cache,
             endpoint,
             token,
-            offline: offline || text("HF_HUB_OFFLINE")?.is_some_and(is_set),
+            offline: offline || is_set_offline.is_some_and(is_set),
         })
+    }
+
+    /// The token, if there is one.
+    pub(super) fn token(&self) -> Result<Option<&HubToken>, HubError> {
+        match &self.token {
+            Ok(token) => Ok(token.as_ref()),
+            Err(why) => Err(HubError::Setting(why.clone())),
+        }
     }
 }
 
-fn token_in_file(path: PathBuf) -> Result<Option<HubToken>, HubError> {
+fn token_in_file(path: PathBuf) -> Result<Option<HubToken>, String> {
     match text_file::read(&path, MAX_TOKEN_BYTES) {
         Ok(text) => HubToken::parse(&text, &path.display().to_string()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(HubError::Setting(format!(
+        Err(error) => Err(format!(
             "cannot read the hub's token in {}: {error}: set HF_TOKEN instead",
             path.display()
-        ))),
+        )),
     }
 }
 
@@ -154,7 +166,10 @@ mod tests {
     fn the_token_comes_from_the_variable_or_from_the_file_and_is_never_shown() {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().to_str().unwrap();
-        let bearer = |set: &[(&str, &str)]| read(set).unwrap().token.map(|token| token.bearer());
+        let bearer = |set: &[(&str, &str)]| {
+            let settings = read(set).unwrap();
+            settings.token().unwrap().map(HubToken::bearer)
+        };
         assert_eq!(bearer(&[("HF_HOME", home)]), None);
         std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
         assert_eq!(bearer(&[("HF_HOME", home)]).unwrap(), "Bearer hf_file");
@@ -164,13 +179,15 @@ mod tests {
         assert!(!shown.contains("hf_set"), "{shown}");
 
         let broken = read(&[("HF_HOME", home), ("HF_TOKEN", "two words")]);
-        let broken = broken.unwrap_err().to_string();
+        // Who does not ask the hub never hears of it.
+        let broken = broken.unwrap().token().unwrap_err().to_string();
         assert!(
             broken.contains("HF_TOKEN") && !broken.contains("two words"),
             "{broken}"
         );
         std::fs::write(folder.path().join("token"), vec![b'a'; 2000]).unwrap();
-        let long = read(&[("HF_HOME", home)]).unwrap_err().to_string();
+        let long = read(&[("HF_HOME", home)]).unwrap();
+        let long = long.token().unwrap_err().to_string();
         assert!(long.contains("set HF_TOKEN"), "{long}");
     }
 
