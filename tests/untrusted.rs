@@ -47,10 +47,12 @@ static ALLOCATOR: Noting = Noting;
 type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
-const TARGETS: [(&str, Target); 10] = [
+const TARGETS: [(&str, Target); 12] = [
     ("frames", targets::frames),
     ("messages", targets::messages),
     ("model", targets::model),
+    ("model_folder", targets::model_folder),
+    ("tokenizer", targets::tokenizer),
     ("config", targets::config),
     ("settings", targets::settings),
     ("prompts", targets::prompts),
@@ -194,6 +196,8 @@ targets_survive! {
     frames, 256;
     messages, 256;
     model, 128;
+    model_folder, 128;
+    tokenizer, 128;
     config, 256;
     settings, 64;
     prompts, 256;
