@@ -220,6 +220,8 @@ def tokenizers():
          "chat_template": [{"name": "default", "template": "{{ bos_token }}{% for m in messages "
                             "%}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson(indent=2)"
                             " }}{% endfor %}{{ strftime_now('%Y') }}"}]}))
+    for choice in range(7):
+        put("model_values", str(choice), bytes([choice]) + bytes(range(9)))
 
 
 def folders():

@@ -30,7 +30,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-pub use model_files::{model, model_folder, tokenizer};
+pub use model_files::{
+    answers_of_folder, conversations_by_tokenizer, model, model_folder, model_values, tokenizer,
+};
 
 /// A run of two prompts and both arms, as small as it can be.
 const RUN: &str = include_str!("../corpus/runs/split.json");
