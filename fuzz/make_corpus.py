@@ -173,6 +173,105 @@ def models():
     put("model", "alignment-0.gguf", gguf(4, 4, 2, 1, 0, floats, [zero]))
 
 
+def tokenizer(normalizer, pre_tokenizer, decoder, post_processor, added, **model):
+    special = [{"id": number, "content": content, "special": True, "normalized": False}
+               for content, number in added.items()]
+    return {"added_tokens": special, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+            "decoder": decoder, "post_processor": post_processor, "model": {"type": "BPE", **model}}
+
+
+def files(*contents):
+    """Contents with a NUL between them."""
+    return b"\0".join(content if isinstance(content, bytes) else
+                      (content if isinstance(content, str) else compact(content)).encode()
+                      for content in contents)
+
+
+def tokenizers():
+    sequence = lambda name, *steps: {"type": "Sequence", name: steps}
+    replace = lambda pattern, content: {"type": "Replace", "pattern": {"String": pattern},
+                                        "content": content}
+    ids = {token: number for number, token in enumerate(VOCABULARY)}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": True}
+    split = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\s+(?!\S)|\s+"},
+             "behavior": "Isolated", "invert": False}
+    digits = {"type": "Digits", "individual_digits": True}
+    put("tokenizer", "byte-level", files(
+        tokenizer({"type": "NFC"}, sequence("pretokenizers", split, digits, byte_level), byte_level,
+                  byte_level, {"<|end|>": 7}, vocab=ids, merges=["t h", "th e", "Ġ the"],
+                  ignore_merges=True),
+        {"eos_token": "<|end|>", "add_bos_token": False,
+         "added_tokens_decoder": {"7": {"content": "<|end|>", "special": True}}}, TEMPLATE))
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)),
+              "▁", "t", "h", "e", "th", "the", "▁the"]
+    bos = {"type": "TemplateProcessing", "single": [
+        {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]}
+    put("tokenizer", "pieces", files(
+        tokenizer(sequence("normalizers", {"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")),
+                  None, sequence("decoders", replace("▁", " "), {"type": "ByteFallback"},
+                                 {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1,
+                                                    "stop": 0}), bos,
+                  {"<unk>": 0, "<s>": 1, "</s>": 2},
+                  vocab={piece: number for number, piece in enumerate(pieces)},
+                  merges=[["t", "h"], ["th", "e"], ["▁", "the"]], unk_token="<unk>", fuse_unk=True,
+                  byte_fallback=True),
+        {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "additional_special_tokens": ["<s>"],
+         "chat_template": [{"name": "default", "template": "{{ bos_token }}{% for m in messages "
+                            "%}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson(indent=2)"
+                            " }}{% endfor %}{{ strftime_now('%Y') }}"}]}))
+    for choice in range(7):
+        put("model_values", str(choice), bytes([choice]) + bytes(range(9)))
+
+
+def folders():
+    def put_folder(name, element, code, more_config, more_tensors, output, index):
+        width, inner, head = 4, 6, 2
+        tensors = {"model.embed_tokens.weight": [len(VOCABULARY), width],
+                   "model.norm.weight": [width]}
+        layer = {"self_attn.q_proj.weight": [width, width],
+                 "self_attn.k_proj.weight": [head, width],
+                 "self_attn.v_proj.weight": [head, width],
+                 "self_attn.o_proj.weight": [width, width],
+                 "mlp.gate_proj.weight": [inner, width], "mlp.up_proj.weight": [inner, width],
+                 "mlp.down_proj.weight": [width, inner], "input_layernorm.weight": [width],
+                 "post_attention_layernorm.weight": [width], **more_tensors}
+        tensors |= {f"model.layers.0.{tensor}": shape for tensor, shape in layer.items()}
+        if output:
+            tensors["lm_head.weight"] = [len(VOCABULARY), width]
+        header, data = {}, b""
+        for tensor, shape in tensors.items():
+            count = shape[0] * shape[-1] if len(shape) == 2 else shape[0]
+            values = b"".join(code((i % 7 - 3) / 4) for i in range(count))
+            header[tensor] = {"dtype": element, "shape": shape,
+                              "data_offsets": [len(data), len(data) + len(values)]}
+            data += values
+        config = {"num_hidden_layers": 1, "hidden_size": width, "intermediate_size": inner,
+                  "num_attention_heads": 2, "num_key_value_heads": 1,
+                  "vocab_size": len(VOCABULARY), "max_position_embeddings": 16, **more_config}
+        weight_map = {"weight_map": dict.fromkeys(tensors, "a.safetensors")}
+        put("model_folder", name, files(config, weight_map if index else "", header, data))
+
+    f32 = lambda value: struct.pack("<f", value)
+    f16 = lambda value: struct.pack("<e", value)
+    bf16 = lambda value: struct.pack("<f", value)[2:]
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+    put_folder("llama", "F32", f32, {"architectures": ["LlamaForCausalLM"], "rope_theta": 5e5,
+               "rope_scaling": scaling, "tie_word_embeddings": True}, {}, False, False)
+    put_folder("qwen2", "BF16", bf16, {"architectures": ["Qwen2ForCausalLM"],
+               "use_sliding_window": True, "sliding_window": 2, "max_window_layers": 0},
+               {"self_attn.q_proj.bias": [4], "self_attn.k_proj.bias": [2],
+                "self_attn.v_proj.bias": [2]}, True, True)
+    put_folder("qwen3", "F16", f16, {"architectures": ["Qwen3ForCausalLM"], "head_dim": 2,
+               "layer_types": ["full_attention"]},
+               {"self_attn.q_norm.weight": [2], "self_attn.k_norm.weight": [2]}, True, False)
+    # Another's whole file in place of a header.
+    header = compact({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    put("model_folder", "whole-file", files({"architectures": ["LlamaForCausalLM"]}, "", "",
+        struct.pack("<Q", len(header)) + header + b"\0" * 4))
+
+
 # Configurations.
 
 def configurations():
@@ -279,6 +378,8 @@ def records():
 
 wire()
 models()
+tokenizers()
+folders()
 configurations()
 prompts()
 records()

@@ -47,10 +47,13 @@ static ALLOCATOR: Noting = Noting;
 type Target = fn(&[u8]);
 
 /// Every target by the name of its corpus.
-const TARGETS: [(&str, Target); 10] = [
+const TARGETS: [(&str, Target); 13] = [
     ("frames", targets::frames),
     ("messages", targets::messages),
     ("model", targets::model),
+    ("model_folder", targets::model_folder),
+    ("model_values", targets::model_values),
+    ("tokenizer", targets::tokenizer),
     ("config", targets::config),
     ("settings", targets::settings),
     ("prompts", targets::prompts),
@@ -95,6 +98,21 @@ fn the_corpus_is_survived() {
         assert!(!inputs.is_empty(), "{name}");
         inputs.iter().for_each(|input| survive(target, input));
     }
+}
+
+#[test]
+fn the_corpus_gets_behind_every_check() {
+    let answers = corpus("model_folder").into_iter();
+    let answers: Vec<usize> = answers
+        .map(|bytes| targets::answers_of_folder(&bytes))
+        .collect();
+    // Llama, Qwen2 and Qwen3 in three formats each; another file's weights are none of theirs.
+    assert_eq!(answers, [3, 3, 3, 0]);
+    let texts = corpus("tokenizer").into_iter();
+    let texts: Vec<usize> = texts
+        .map(|bytes| targets::conversations_by_tokenizer(&bytes))
+        .collect();
+    assert_eq!(texts, [4, 4]);
 }
 
 /// A change of some bytes.
@@ -194,6 +212,9 @@ targets_survive! {
     frames, 256;
     messages, 256;
     model, 128;
+    model_folder, 128;
+    model_values, 256;
+    tokenizer, 128;
     config, 256;
     settings, 64;
     prompts, 256;

@@ -2,6 +2,8 @@
 //! nor run out of memory. `fuzz_targets/` hands them libFuzzer's bytes; the tests of the crate,
 //! which include this file, hand them the corpus and proptest's.
 
+mod model_files;
+
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,9 +15,6 @@ use disagg_bench::cmd;
 use disagg_bench::config;
 use disagg_bench::link::{KeptFit, Sweep};
 use disagg_bench::metrics::Record;
-use disagg_bench::model::engine::Engine;
-use disagg_bench::model::kv_cache::{KvCache, KvDtype};
-use disagg_bench::model::weights::WeightsFormat;
 use disagg_bench::terminal::Terminal;
 use disagg_bench::wire::message::{
     Admit, Auth, Done, Failed, Hello, Introduction, Join, Limits, NodeIdentity, Open, Probe,
@@ -31,6 +30,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub use model_files::{
+    answers_of_folder, conversations_by_tokenizer, model, model_folder, model_values, tokenizer,
+};
+
 /// A run of two prompts and both arms, as small as it can be.
 const RUN: &str = include_str!("../corpus/runs/split.json");
 /// A run with `--interference`.
@@ -42,9 +45,6 @@ const BASELINE: &str = include_str!("../corpus/baselines/tiny.json");
 
 /// Longest that a side of the handshake waits: all of a peer's bytes are there at once.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Positions for which a model's answer is computed.
-const PROMPT: [u32; 3] = [0, 1, 2];
 
 /// A file in a folder of this thread's own, which is used again and again.
 fn file(name: &str, content: &[u8]) -> PathBuf {
@@ -202,31 +202,6 @@ fn introduction() -> Introduction {
             max_cache_bytes: 1 << 20,
         },
         environment: Value::Null,
-    }
-}
-
-/// A GGUF file: shape, tokenizer, chat template, weights in every format, and an answer.
-pub fn model(bytes: &[u8]) {
-    let path = file("model.gguf", bytes);
-    for weights in [None, Some(WeightsFormat::Q8), Some(WeightsFormat::F32)] {
-        let Ok(engine) = Engine::load(&path, "fuzzed", "", weights, &|_, _| {}) else {
-            continue;
-        };
-        let chat = engine.tokenizer.chat(&[("user", "the thin one")]);
-        let _ = chat.and_then(|text| engine.tokenizer.ids(&text));
-        let ids = engine
-            .tokenizer
-            .encode("the thin <|end|> one")
-            .unwrap_or_default();
-        let _ = engine.tokenizer.decode(&ids);
-        let vocabulary = engine.shape().vocabulary as u32;
-        if engine.check_length(PROMPT.len(), 1).is_ok() && PROMPT.iter().all(|t| *t < vocabulary) {
-            let layout = engine.shape().kv_layout(KvDtype::F16);
-            let cache = KvCache::new(layout, PROMPT.len() + 1);
-            if let Ok(logits) = engine.prefill(&PROMPT, Some(2), &cache, |_| {}) {
-                let _ = engine.step(logits.argmax(), &cache);
-            }
-        }
     }
 }
 

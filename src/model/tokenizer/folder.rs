@@ -24,6 +24,9 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Largest [`TOKENIZER_FILE`], in bytes: that of a vocabulary of 262,144 tokens has 33 million.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 
+/// Most tokens in front of a text: published tokenizers have one or two.
+const MAX_PREFIX_TOKENS: usize = 16;
+
 /// As the file has it; what is not here is not read.
 #[derive(Deserialize)]
 struct File {
@@ -222,16 +225,17 @@ fn prefix(post_processor: Option<&Value>, vocabulary: &Vocab) -> Result<Vec<u32>
     let Some(step) = post_processor else {
         return Ok(Vec::new());
     };
-    match step["type"].as_str().unwrap_or("") {
-        "ByteLevel" => Ok(Vec::new()),
+    let ids = match step["type"].as_str().unwrap_or("") {
+        "ByteLevel" => Vec::new(),
         "Sequence" => {
             let steps = step["processors"].as_array().map_or(&[][..], Vec::as_slice);
             // A later one works on what an earlier one made.
             let mut ids = Vec::new();
             for step in steps {
                 ids.splice(..0, prefix(Some(step), vocabulary)?);
+                check_prefix(&ids)?;
             }
-            Ok(ids)
+            ids
         }
         "TemplateProcessing" => {
             let pieces = step["single"].as_array().map_or(&[][..], Vec::as_slice);
@@ -242,11 +246,24 @@ fn prefix(post_processor: Option<&Value>, vocabulary: &Vocab) -> Result<Vec<u32>
                         format!("post_processor: {token:?} is not in the vocabulary")
                     })
                 })
-                .collect()
+                .collect::<Result<_, _>>()?
         }
-        other => Err(format!(
-            "post_processor of type {other:?} is not supported, these are: Sequence, ByteLevel, \
-             TemplateProcessing"
+        other => {
+            return Err(format!(
+                "post_processor of type {other:?} is not supported, these are: Sequence, \
+                 ByteLevel, TemplateProcessing"
+            ));
+        }
+    };
+    check_prefix(&ids)?;
+    Ok(ids)
+}
+
+fn check_prefix(ids: &[u32]) -> Result<(), String> {
+    match ids.len() {
+        0..=MAX_PREFIX_TOKENS => Ok(()),
+        _ => Err(format!(
+            "post_processor: more than {MAX_PREFIX_TOKENS} tokens in front of a text"
         )),
     }
 }

@@ -7,7 +7,6 @@
 //! beside a SentencePiece file, it is used: its merges are the model's own, not derived.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::BPE;
@@ -20,7 +19,7 @@ use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use super::chat::ChatTemplate;
 use super::sentencepiece::{self, Piece, PieceKind};
-use super::{Tokenizer, Vocabulary, bpe, folder};
+use super::{Tokenizer, Vocabulary, bpe, folder, settings};
 use crate::model::ModelError;
 use crate::model::gguf::Gguf;
 
@@ -56,10 +55,13 @@ impl Tokenizer {
         let tokens = gguf.texts("tokenizer.ggml.tokens")?;
         let (inner, add_bos) = match gguf.text("tokenizer.ggml.model")? {
             "gpt2" => byte_level(gguf, &tokens)?,
-            "llama" => match beside(gguf, &tokens)? {
-                Some(inner) => (inner, true),
-                None => (sentencepiece(gguf, &tokens)?, true),
-            },
+            "llama" => {
+                let pieces = pieces(gguf, &tokens)?;
+                match beside(gguf, &pieces) {
+                    Some(inner) => (inner, true),
+                    None => (sentencepiece(gguf, &pieces)?, true),
+                }
+            }
             other => {
                 return Err(gguf.error(format!(
                     "tokenizer model {other} is not supported, byte-level BPE (gpt2) and \
@@ -184,14 +186,8 @@ fn rules(gguf: &Gguf) -> Result<Rules, ModelError> {
     }
 }
 
-/// A SentencePiece vocabulary with what the file says of it.
-fn sentencepiece(gguf: &Gguf, tokens: &[&str]) -> Result<tokenizers::Tokenizer, ModelError> {
-    if gguf.has("tokenizer.ggml.precompiled_charsmap") {
-        return Err(gguf.error(
-            "its text is normalised by a precompiled map, which is not supported: put the model's \
-             tokenizer.json beside the file",
-        ));
-    }
+/// A SentencePiece vocabulary.
+fn pieces<'a>(gguf: &Gguf, tokens: &[&'a str]) -> Result<Vec<Piece<'a>>, ModelError> {
     let scores = gguf.floats("tokenizer.ggml.scores")?;
     let kinds = gguf.integers("tokenizer.ggml.token_type")?;
     if scores.len() != tokens.len() || kinds.len() != tokens.len() {
@@ -202,41 +198,73 @@ fn sentencepiece(gguf: &Gguf, tokens: &[&str]) -> Result<tokenizers::Tokenizer, 
             kinds.len()
         )));
     }
-    let pieces: Vec<Piece> = (tokens.iter().zip(scores).zip(kinds))
+    Ok((tokens.iter().zip(scores).zip(kinds))
         .map(|((text, score), kind)| Piece {
             text,
             score,
             kind: PieceKind::from_gguf(kind),
         })
-        .collect();
+        .collect())
+}
+
+/// The tokenizer of these pieces and of what else the file says.
+fn sentencepiece(gguf: &Gguf, pieces: &[Piece]) -> Result<tokenizers::Tokenizer, ModelError> {
+    if gguf.has("tokenizer.ggml.precompiled_charsmap") {
+        return Err(gguf.error(
+            "its text is normalised by a precompiled map, which is not supported: put the model's \
+             tokenizer.json beside the file",
+        ));
+    }
     let options = sentencepiece::Options {
-        unknown: token_id(gguf, "unknown", tokens.len())?,
+        unknown: token_id(gguf, "unknown", pieces.len())?,
         add_space_prefix: gguf.flag("tokenizer.ggml.add_space_prefix", true)?,
         remove_extra_whitespaces: gguf.flag("tokenizer.ggml.remove_extra_whitespaces", false)?,
     };
-    sentencepiece::build(&pieces, &options).map_err(|why| gguf.error(why))
+    sentencepiece::build(pieces, &options).map_err(|why| gguf.error(why))
 }
 
-/// The `tokenizer.json` beside the file, if it is of the same vocabulary.
-fn beside(gguf: &Gguf, tokens: &[&str]) -> Result<Option<tokenizers::Tokenizer>, ModelError> {
+/// The `tokenizer.json` beside the file, if it can be used and is of the same vocabulary.
+fn beside(gguf: &Gguf, pieces: &[Piece]) -> Option<tokenizers::Tokenizer> {
     let path = gguf.path().with_file_name(folder::TOKENIZER_FILE);
-    if !Path::exists(&path) {
-        return Ok(None);
+    if !path.exists() {
+        return None;
     }
-    let inner = folder::read_tokenizer(&path, &BTreeMap::new(), &[])?.inner;
-    let other = (inner.get_vocab(true).into_iter())
-        .find(|(text, id)| tokens.get(*id as usize) != Some(&text.as_str()));
-    match other {
-        None => {
+    let used = folder::read_tokenizer(&path, &BTreeMap::new(), &[]).and_then(|read| {
+        same_vocabulary(read.inner, pieces).map_err(|why| settings::error(&path, why))
+    });
+    match used {
+        Ok(inner) => {
             tracing::info!("text becomes tokens by {}", path.display());
-            Ok(Some(inner))
+            Some(inner)
         }
-        Some((text, id)) => {
-            tracing::warn!(
-                "{} is of another vocabulary (its token {id} is {text:?}): it is not used",
-                path.display()
-            );
-            Ok(None)
+        Err(why) => {
+            tracing::warn!("{why}: the GGUF file's own vocabulary is used");
+            None
         }
+    }
+}
+
+/// The tokenizer, if it has the pieces that text can become, with their ids, and no others.
+fn same_vocabulary(
+    inner: tokenizers::Tokenizer,
+    pieces: &[Piece],
+) -> Result<tokenizers::Tokenizer, String> {
+    let ids = inner.get_vocab(true);
+    let other = (ids.iter()).find(|(text, id)| {
+        let piece = pieces.get(**id as usize);
+        piece.is_none_or(|piece| piece.text != text.as_str())
+    });
+    if let Some((text, id)) = other {
+        return Err(format!(
+            "it is of another vocabulary, its token {id} is {text:?}"
+        ));
+    }
+    let mut needed = (pieces.iter().zip(0..)).filter(|(piece, _)| piece.kind != PieceKind::Unused);
+    match needed.find(|(piece, id)| ids.get(piece.text) != Some(id)) {
+        Some((piece, id)) => Err(format!(
+            "it is of another vocabulary, which lacks token {id}, {:?}",
+            piece.text
+        )),
+        None => Ok(inner),
     }
 }

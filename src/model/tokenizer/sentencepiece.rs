@@ -24,6 +24,10 @@ const SPACE: &str = "\u{2581}";
 /// otherwise, and the work grows with the square.
 const MAX_PIECE_CHARS: usize = 256;
 
+/// Most merges of a vocabulary: that of Llama 2, 32,000 pieces, has about 61,000. Pieces of one
+/// letter, each longer by one than the last, have as many as the square of their number.
+const MAX_MERGES: usize = 1 << 20;
+
 /// What a piece is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PieceKind {
@@ -123,6 +127,12 @@ fn merges(pieces: &[Piece]) -> Result<Merges, String> {
                 found.push((id, left, right));
             }
         }
+        if found.len() > MAX_MERGES {
+            return Err(format!(
+                "its tokens can be made of others in more than {MAX_MERGES} ways: put the model's \
+                 tokenizer.json beside the file"
+            ));
+        }
     }
     // Among those of one piece, the longer left part first: as in the published tokenizer.json.
     found.sort_unstable_by(|(a, a_left, _), (b, b_left, _)| {
@@ -160,4 +170,33 @@ fn decoder(options: &Options) -> tokenizers::Result<DecoderWrapper> {
         steps.push(Strip::new(' ', 1, 0).into());
     }
     Ok(DecoderSequence::new(steps).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merges_beyond_all_measure_are_refused() {
+        let letters = 'A'..='Z';
+        let texts: Vec<String> = (letters.chain('a'..='z'))
+            .flat_map(|letter| (1..=MAX_PIECE_CHARS).map(move |n| letter.to_string().repeat(n)))
+            .collect();
+        let piece = |text| Piece {
+            text,
+            score: 0.0,
+            kind: PieceKind::Normal,
+        };
+        let mut pieces: Vec<Piece> = texts.iter().map(|text| piece(text)).collect();
+        let few = merges(&pieces[..MAX_PIECE_CHARS]).unwrap();
+        assert_eq!(few.len(), MAX_PIECE_CHARS * (MAX_PIECE_CHARS - 1) / 2);
+        pieces[0].kind = PieceKind::Unknown;
+        let options = Options {
+            unknown: Some(0),
+            add_space_prefix: true,
+            remove_extra_whitespaces: false,
+        };
+        let error = build(&pieces, &options).err().unwrap();
+        assert!(error.contains("more than 1048576 ways"), "{error}");
+    }
 }
