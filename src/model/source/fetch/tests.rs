@@ -88,13 +88,13 @@ fn fetch_error(result: Result<ModelFiles, SourceError>) -> FetchError {
     }
 }
 
-/// And the note that this tool fetched it.
+/// And the note that this tool fetched it, with its lock.
 #[track_caller]
 fn only_the_model_is_left(cache: &Path) {
     let names = fs::read_dir(cache).unwrap();
     let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
     names.sort_unstable();
-    assert_eq!(names, ["Tiny.gguf", "downloads.json"]);
+    assert_eq!(names, ["Tiny.gguf", "downloads.json", "downloads.lock"]);
 }
 
 #[test]
