@@ -685,8 +685,8 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 
 #[derive(Debug, Args)]
 pub struct NamedModelArgs {
-    /// Built-in name, GGUF file, folder with safetensors, or a hub's org/name, org/name@revision or
-    /// org/name:file.gguf
+    /// Built-in name, GGUF file, folder with safetensors, a hub's org/name, org/name@revision or
+    /// org/name:file.gguf, or dummy:NAME for random weights of a shape
     #[arg(default_value = "smollm2-135m", value_name = "MODEL")]
     pub model: String,
     /// Fetch nothing: the model must be in the cache (HF_HUB_OFFLINE=1 does so for hubs)
