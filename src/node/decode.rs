@@ -422,7 +422,11 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             };
             drop(sender);
             let _ = report.send(ended.and_then(|finish| {
-                let digest = generation.cache().digest(prompt_tokens)?;
+                // A cache that was made here proves nothing, and a device keeps it to itself.
+                let digest = match first_token {
+                    Some(_) => Some(generation.cache().digest(prompt_tokens)?),
+                    None => None,
+                };
                 Ok((finish, generation.proofs(), digest))
             }));
             ControlFlow::Break(())
@@ -437,7 +441,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
             Ok(Err(error)) => return Err(Abort::Failed(format!("{error:#}"))),
             Err(_) => return Err(Abort::Failed("the compute thread failed".into())),
         };
-        let digest = first_token.map(|_| digest.to_hex()[..32].to_string());
+        let digest = digest.map(|digest| digest.to_hex()[..32].to_string());
         let mut done = served.done(
             finish,
             &proofs,
