@@ -323,6 +323,10 @@ async fn a_split_gives_the_bits_of_one_node_and_tells_its_staging() {
                 assert_eq!(times(&split.events, Node::Decode, name), into, "{name:?}");
             }
         }
+        // A decode node that is asked for all of it copies nothing either.
+        let whole = connection.whole(&prefill, &request).await.unwrap();
+        assert_eq!(digests(&whole.output), digests(&alone.output));
+        assert_eq!(times(&whole.events, Node::Decode, names[0]), 0);
         serving.abort();
     }
 }
