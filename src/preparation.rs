@@ -104,6 +104,7 @@ pub struct Loaded {
 
 /// Opens the model, where it fits into this machine's memory for each node that will compute in it.
 pub fn open(files: &ModelFiles, args: &ModelArgs, nodes_here: u64) -> anyhow::Result<Checkpoint> {
+    args.device.check()?;
     let checkpoint = Checkpoint::of(files)?;
     // What a device has not got its driver says while weights are put there.
     if args.device == DeviceChoice::Cpu {

@@ -13,6 +13,7 @@ use crate::model::memory::{self, Need};
 use crate::model::shape::ModelShape;
 use crate::model::source::{self, Finding, Format, ModelFiles, ModelSpec, Removed, SourceError};
 use crate::model::weights::WeightsFormat;
+use crate::report::number::significant;
 use crate::report::prose::unpadded;
 use crate::terminal::{self, Terminal};
 
@@ -155,13 +156,17 @@ fn show(file: &ModelFiles, weights: Option<WeightsFormat>) -> anyhow::Result<Str
     for dtype in [KvDtype::F16, KvDtype::F32] {
         let token_bytes = shape.kv_layout(dtype).bytes_per_token();
         let at = |tokens: usize| {
-            let megabytes = (token_bytes * tokens) as f64 / 1e6;
-            format!("{megabytes:.1} MB at {}k", tokens / 1_000)
+            let bytes = (token_bytes * tokens) as f64;
+            let size = match bytes < 1e9 {
+                true => format!("{} MB", significant(bytes / 1e6, 3)),
+                false => format!("{} GB", significant(bytes / 1e9, 3)),
+            };
+            format!("{size} at {}k", tokens / 1_000)
         };
         let lengths = LENGTHS.map(at).join(", ");
         row(
             &format!("KV cache, {dtype}"),
-            format!("{token_bytes} bytes a token: {lengths}"),
+            format!("{token_bytes} B a token: {lengths}"),
         );
     }
     Ok(unpadded(&table.build().with(Style::blank()).to_string()))

@@ -57,28 +57,38 @@ impl FromStr for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens it; `None` is the processor.
-    pub fn open(self) -> Result<Option<Device>, ModelError> {
+    /// Refuses a device that this build cannot use.
+    pub fn check(self) -> Result<(), ModelError> {
         let (is_built_in, feature) = match self {
-            Self::Cpu => return Ok(None),
+            Self::Cpu => return Ok(()),
             Self::Cuda(_) => (cfg!(feature = "cuda"), "cuda"),
             Self::Metal => (cfg!(feature = "metal"), "metal"),
         };
-        let refused = |why: String| ModelError::Device {
-            device: self.to_string(),
-            why,
-        };
-        if !is_built_in {
-            return Err(refused(format!(
+        match is_built_in {
+            true => Ok(()),
+            false => Err(self.refused(format!(
                 "this build cannot use it: build with `cargo build --release --features {feature}`"
-            )));
+            ))),
         }
+    }
+
+    /// Opens it; `None` is the processor.
+    pub fn open(self) -> Result<Option<Device>, ModelError> {
+        self.check()?;
         let opened = match self {
+            Self::Cpu => return Ok(None),
             // A stream of its own is the same from every thread; the default one is not.
             Self::Cuda(ordinal) => Device::new_cuda_with_stream(ordinal),
-            _ => Device::new_metal(0),
+            Self::Metal => Device::new_metal(0),
         };
-        opened.map(Some).map_err(|e| refused(e.to_string()))
+        opened.map(Some).map_err(|e| self.refused(e.to_string()))
+    }
+
+    fn refused(self, why: String) -> ModelError {
+        ModelError::Device {
+            device: self.to_string(),
+            why,
+        }
     }
 }
 
