@@ -370,6 +370,8 @@ def records():
         put("run_values", str(choice), bytes([choice]) + bytes(range(9)))
     # Found by the fuzzer: a last token before the first one.
     put("run_values", "backwards", bytes.fromhex("97999999999999190708"))
+    # A projection without an end, whose digits were counted with overflow.
+    put("run_values", "infinite-projection", bytes.fromhex("71859a006573859a0043"))
     # And a row of a sweep that took less than no time, which no cost can be fitted to.
     put("run_values", "negative", bytes.fromhex("01ae0602ae06"))
     sweep["rows"][1]["transfer_ms"]["median"] = -1

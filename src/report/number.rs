@@ -2,7 +2,8 @@
 
 /// A value with `digits` significant digits, and never more than three decimals.
 pub fn significant(value: f64, digits: usize) -> String {
-    let before_point = (value.abs().max(1.0).log10() + 1e-9).floor() as usize + 1;
+    // What is infinite has no end of digits.
+    let before_point = ((value.abs().max(1.0).log10() + 1e-9).floor() as usize).saturating_add(1);
     let decimals = digits.saturating_sub(before_point).min(3);
     let text = format!("{value:.decimals$}");
     match text.strip_prefix('-') {
@@ -66,6 +67,7 @@ mod tests {
             (-0.0001, 4, "0.000"),
             (-1.5, 3, "-1.50"),
             (0.0, 3, "0.00"),
+            (f64::INFINITY, 3, "inf"),
         ] {
             assert_eq!(significant(value, digits), text, "{value}");
         }
