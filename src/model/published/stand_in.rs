@@ -3,6 +3,10 @@
 //! Its caches have the published model's bytes, layer by layer. Its compute is that of a dense
 //! decoder of the same widths: experts count as the feed-forward width of those that a token goes
 //! through, and a latent as one K/V head of its size.
+//!
+//! The table's sources stand for the sizes of caches. The others (hidden, feed forward, heads,
+//! vocabulary) were added without one: those of dense models give the published numbers of weights,
+//! those of models with experts were held against nothing.
 
 use super::PublishedShape;
 use crate::model::architecture::{ARCHITECTURES, RopePairs};
