@@ -51,8 +51,16 @@ impl ScoredChange {
 
     /// Whether the error is within the bar.
     pub fn holds(&self) -> bool {
-        let allowed_ms = (CHANGE_ERROR_SHARE * self.measured_ms.abs()).max(CHANGE_ERROR_MS);
-        self.error_ms().abs() <= allowed_ms
+        self.is_within_bar(self.error_ms())
+    }
+
+    /// Whether a prediction in which the transfer takes nothing is within the bar too.
+    fn holds_without_transfer(&self) -> bool {
+        self.is_within_bar(self.no_transfer_error_ms())
+    }
+
+    fn is_within_bar(&self, error_ms: f64) -> bool {
+        error_ms.abs() <= (CHANGE_ERROR_SHARE * self.measured_ms.abs()).max(CHANGE_ERROR_MS)
     }
 
     /// Whether the rounds scatter so much that the paired change could be what was predicted.
@@ -100,19 +108,21 @@ impl ScoredRow {
 }
 
 /// Mean error of all changes over that of predicting that the transfer takes nothing, and whether
-/// it is within the bar; none without changes.
+/// it is within the bar; none without changes, and where the latter prediction holds as well, as it
+/// does where all of the transfer is hidden.
 pub fn against_no_transfer(rows: &[ScoredRow]) -> Option<(f64, bool)> {
+    let mut changes = rows.iter().flat_map(ScoredRow::changes);
+    if changes.all(ScoredChange::holds_without_transfer) {
+        return None;
+    }
     let sum = |of: fn(&ScoredChange) -> f64| -> f64 {
         rows.iter()
             .flat_map(ScoredRow::changes)
             .map(|c| of(c).abs())
             .sum()
     };
-    let none_ms = sum(ScoredChange::no_transfer_error_ms);
-    (none_ms > 0.0).then(|| {
-        let share = sum(ScoredChange::error_ms) / none_ms;
-        (share, share <= NO_TRANSFER_ERROR_SHARE)
-    })
+    let share = sum(ScoredChange::error_ms) / sum(ScoredChange::no_transfer_error_ms);
+    Some((share, share <= NO_TRANSFER_ERROR_SHARE))
 }
 
 /// Projects the prompts of `base` for a link and holds them against those of the same length of a
@@ -231,5 +241,32 @@ mod tests {
         assert!(change(109.0, 100.0).holds() && !change(111.0, 100.0).holds());
         assert!(change(1.9, 1.0).holds() && !change(2.1, 1.0).holds());
         assert!(change(4.0, 1.0).is_within_scatter() && !change(7.0, 1.0).is_within_scatter());
+    }
+
+    #[test]
+    fn errors_are_held_against_no_transfer_only_where_there_is_one_to_predict() {
+        let row = |predicted_ms, measured_ms| ScoredRow {
+            run: "seen".into(),
+            prompt_tokens: 128,
+            transfer: Transfer::Layered,
+            prefill_ratio: 1.0,
+            decode_ratio: 1.0,
+            exposed_predicted_ms: 0.0,
+            exposed_measured_ms: 0.0,
+            ttst: Some(ScoredChange {
+                predicted_ms,
+                measured_ms,
+                paired_ms: measured_ms,
+                paired_low_ms: None,
+                paired_high_ms: None,
+                without_transfer_ms: 0.0,
+            }),
+            e2e: None,
+        };
+        assert_eq!(against_no_transfer(&[row(0.5, 0.9)]), None);
+        assert_eq!(
+            against_no_transfer(&[row(0.5, 0.9), row(9.0, 10.0)]),
+            Some(((0.4 + 1.0) / 10.9, true))
+        );
     }
 }

@@ -254,15 +254,18 @@ pub fn score_table(rows: &[ScoredRow]) -> String {
         lines.push(plain_table(&heads, cells.collect()));
         lines.push(String::new());
     }
-    if let Some((share, holds)) = against_no_transfer(rows) {
-        lines.push(format!(
+    match against_no_transfer(rows) {
+        Some((share, holds)) => lines.push(format!(
             "errors of all changes are {share:.2} of those of predicting no transfer at all: {}",
-            if holds {
-                "within the bar of 0.2"
-            } else {
-                "MISSES the bar of 0.2"
+            match holds {
+                true => "within the bar of 0.2",
+                false => "MISSES the bar of 0.2",
             }
-        ));
+        )),
+        None if rows.iter().any(|row| row.changes().next().is_some()) => {
+            lines.push("predicting no transfer at all holds as well".to_owned());
+        }
+        None => {}
     }
     lines.push(SCORE_NOTE.to_owned());
     lines.join("\n")

@@ -9,7 +9,7 @@ usage() {
 usage: links.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF split]
 
   --binary FILE          the built disagg-bench
-  --model FILE           a GGUF file (both nodes)
+  --model FILE           a GGUF file, or dummy:FILE of a config.json (both nodes)
   --out FOLDER           gets a folder for each link; none of them may exist
   --rates LIST           Gbit/s of each direction       [0.1,0.25,1,10,25]
   --round-trip-ms LIST   0: a veth pair shaped by tbf; above 0: tun_bridge.py [0]
@@ -20,11 +20,15 @@ usage: links.sh --binary FILE --model FILE --out FOLDER [options] [-- OPTIONS OF
   --iperf3-seconds N     length of each measurement     [4]
   --mtu BYTES            of the veth pair               [9000]
   --threads N            compute threads of each node   [the usable cores]
+  --transfer LIST        when the cache leaves: bulk, layered [bulk,layered]
+  --apart WHAT           what keeps a core of its own, of cores 0 and 1: [ends]
+                         ends: each end of the link, since the scheduler left alone often puts both
+                         on one; compute: the prefill node's compute (one thread), since layers are
+                         sent behind it, and both ends on the other
   --sweep SIZES          before the run, `link` over the same link, kept as link.json
 
-The two hosts share this machine's cores, and left alone the scheduler often puts both ends of a
-transfer on one: the network's threads of both nodes, and both ends of iperf3, are kept on cores 0
-and 1 where there are two.
+The two hosts share this machine's cores, two machines do not. iperf3 and the sweep run on the cores
+that the ends of the link have.
 
 Needs root, Linux, iproute2, iperf3 and Python 3. Everything it makes goes when it ends.
 
@@ -44,6 +48,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 binary="" model="" out=""
 rates=0.1,0.25,1,10,25 round_trips_ms=0 all_streams=1
 prompt_tokens=1024 repeats=5 output_tokens=8 iperf3_s=4 mtu_bytes=9000 sweep_sizes="" threads=()
+transfers=bulk,layered apart=ends
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
@@ -61,6 +66,8 @@ while [ $# -gt 0 ]; do
     --iperf3-seconds) iperf3_s=$2 ;;
     --mtu) mtu_bytes=$2 ;;
     --threads) threads=(--threads "$2") ;;
+    --transfer) transfers=$2 ;;
+    --apart) apart=$2 ;;
     --sweep) sweep_sizes=$2 ;;
     *) refuse "got $1, wanted an option: see --help" ;;
   esac
@@ -72,22 +79,40 @@ if [ -z "$binary" ] || [ -z "$model" ] || [ -z "$out" ]; then
   usage >&2
   refuse "wanted --binary, --model and --out"
 fi
+case $apart in ends | compute) ;; *) refuse "got --apart $apart, wanted ends or compute" ;; esac
 [ "$(id -u)" -eq 0 ] || refuse "got user $(id -un), wanted root, which may make namespaces: use sudo"
 for program in ip:iproute2 tc:iproute2 iperf3:iperf3 python3:python3; do
   command -v "${program%%:*}" >/dev/null ||
     refuse "got no ${program%%:*} on this machine: install the package ${program##*:}"
 done
 [ -x "$binary" ] || refuse "got no program at $binary: cargo build --release, then --binary"
-[ -f "$model" ] || refuse "got no model at $model: give a GGUF file"
+# What `dummy:` is given is a file too.
+kind=""
+[[ $model != dummy:* ]] || kind=dummy:
+model=${model#dummy:}
+[ -f "$model" ] || refuse "got no file at $model: give a GGUF file, or dummy:FILE of a config.json"
 binary=$(realpath "$binary") model=$(realpath "$model")
 mkdir -p "$out"
 out=$(realpath "$out")
 
-# Cores of each host's end of the link.
-prefill_end=() decode_end=() prefill_iperf3_end=() decode_iperf3_end=()
+# Cores of each host's end of the link, and of all of a node where its compute is kept apart.
+prefill_end=() decode_end=() prefill_iperf3_end=() decode_iperf3_end=() prefill_node=() decode_node=()
 if [ "$(nproc)" -ge 2 ]; then
-  prefill_end=(--network-cores 0) decode_end=(--network-cores 1)
-  prefill_iperf3_end=(-A 0) decode_iperf3_end=(-A 1)
+  end_core=0
+  if [ "$apart" = compute ]; then
+    end_core=1 prefill_node=(--cores 0) decode_node=(--cores 1)
+  fi
+  prefill_end=(--network-cores "$end_core") decode_end=(--network-cores 1)
+  prefill_iperf3_end=(-A "$end_core") decode_iperf3_end=(-A 1)
+fi
+
+# A core of a virtual machine that has slept may need 0.4 ms to wake, which is what 1 MB takes at
+# 25 Gbit/s; while this file is open with a 0 in it, none sleeps (Linux, power management QoS).
+idle_text="as this machine leaves them"
+if [ -w /dev/cpu_dma_latency ]; then
+  exec {awake}<>/dev/cpu_dma_latency
+  printf '\0\0\0\0' >&"$awake"
+  idle_text="kept awake by a 0 in /dev/cpu_dma_latency"
 fi
 
 prefill=disagg-prefill-$$ decode=disagg-decode-$$
@@ -219,7 +244,8 @@ serve_decode() {
 sweep() {
   serve_decode "$scratch/link-node.txt" --link-only
   sweep_command=(./disagg-bench link --peer "$decode_address:5556" --token-file token.txt
-    --sizes "$sweep_sizes" --streams "$2" --idle-repeats 5 --format json -o measured/link.json
+    --sizes "$sweep_sizes" --streams "$2" --piece-sizes 1MiB
+    --idle-seconds 0.2 --idle-repeats 9 --format json -o measured/link.json
     ${prefill_end[@]+"${prefill_end[@]}"})
   await_in_prefill "$scratch/link.txt" "$scratch/link-errors.txt" "${sweep_command[@]}"
   kill "$server" && wait "$server" || true
@@ -238,11 +264,13 @@ measure() {
   # Names without this machine's folders, since the record keeps the command line.
   ln -sfn "$folder" measured
   [ -z "$sweep_sizes" ] || sweep "$folder" "$streams"
-  serve_decode "$folder/decode-node.txt" --model "$model_name" --offline ${threads[@]+"${threads[@]}"}
+  serve_decode "$folder/decode-node.txt" --model "$model_name" --offline \
+    ${threads[@]+"${threads[@]}"} ${decode_node[@]+"${decode_node[@]}"}
   local run=(./disagg-bench split --peer "$decode_address:5556" --token-file token.txt
-    --model "$model_name" --offline --transfer "bulk,layered" --streams "$streams"
+    --model "$model_name" --offline --transfer "$transfers" --streams "$streams"
     --prompt-tokens "$prompt_tokens" --output-tokens "$output_tokens" --repeats "$repeats"
-    --out measured/run ${prefill_end[@]+"${prefill_end[@]}"} ${threads[@]+"${threads[@]}"} ${split_options[@]+"${split_options[@]}"})
+    --out measured/run ${prefill_end[@]+"${prefill_end[@]}"} ${prefill_node[@]+"${prefill_node[@]}"}
+    ${threads[@]+"${threads[@]}"} ${split_options[@]+"${split_options[@]}"})
   load=$(cut -d' ' -f1-3 /proc/loadavg)
   cat >"$folder/EMULATED.md" <<NOTE
 # Emulated link
@@ -258,6 +286,7 @@ memory. Not a measurement of two machines.
 - decode node: \`${node[*]}\`
 - prefill node: \`${run[*]}\`
 - kernel $(uname -r), $(nproc) cores, load average before the run (1, 5, 15 min): $load
+- idle cores: $idle_text
 - made by tests/two_hosts/links.sh on $(date -u +%Y-%m-%dT%H:%M:%SZ)
 NOTE
   await_in_prefill "$folder/split.txt" "$folder/prefill-node.txt" "${run[@]}"
@@ -279,25 +308,29 @@ for folder in map(pathlib.Path, sys.argv[1:]):
     layers = json.loads((folder / "run/run.json").read_text())["model"]["n_layers"]
     for case in json.loads((folder / "run/summary.json").read_text())["cases"]:
         arms = {arm["transfer"]: arm for arm in case["arms"] if arm["arm"] == "split"}
-        if {"bulk", "layered"} - arms.keys():
-            rows.append((folder.name, case["prompt_tokens"], *["failed"] * (len(HEAD) - 2)))
-            continue
-        median = lambda mode, figure: arms[mode][figure]["median"]
-        wire_ms = arms["bulk"]["wire_bytes"] * 8 / rate_bps * 1e3
+        # None where a mode was not asked for or failed.
+        median = lambda mode, figure: (arms.get(mode, {}).get(figure) or {}).get("median")
         bulk, layered = (median(m, "exposed_transfer_ms") for m in ("bulk", "layered"))
-        behind_ms = median("layered", "prefill_ms") * (layers - 1) / layers
-        at_most = 1.15 * max(wire_ms / layers, wire_ms - behind_ms) + 0.5
+        bulk_prefill, layered_prefill = (median(m, "prefill_ms") for m in ("bulk", "layered"))
+        wire_ms = max((arm["wire_bytes"] for arm in arms.values()), default=0) * 8 / rate_bps * 1e3
+        ratio = bulk / wire_ms if bulk else None
+        at_most = share = None
+        if layered_prefill:
+            behind_ms = layered_prefill * (layers - 1) / layers
+            at_most = 1.15 * max(wire_ms / layers, wire_ms - behind_ms) + 0.5
+        if bulk and layered is not None:
+            share = layered / bulk
+        number = lambda value, digits: "-" if value is None else f"{value:.{digits}f}"
         rows.append((
-            folder.name, case["prompt_tokens"], f"{rate_bps / 1e9:.3f}", f"{bulk:.2f}",
-            f"{wire_ms:.2f}", f"{bulk / wire_ms:.3f}", f"{layered:.2f}", f"{at_most:.2f}",
-            f"{layered / bulk:.3f}", f"{median('bulk', 'prefill_ms'):.1f}",
-            f"{median('layered', 'prefill_ms'):.1f}", case["outputs"]))
+            folder.name, case["prompt_tokens"], number(rate_bps / 1e9, 3), number(bulk, 2),
+            number(wire_ms, 2), number(ratio, 3), number(layered, 2), number(at_most, 2),
+            number(share, 3), number(bulk_prefill, 1), number(layered_prefill, 1), case["outputs"]))
 widths = [max(len(str(row[i])) for row in rows) for i in range(len(HEAD))]
 for row in rows:
     print("  ".join(str(cell).rjust(width) for cell, width in zip(row, widths)))
 print("""
 emulated links; medians; exposed: transfer that the request waited for; wire/iperf3: KV bytes over
-iperf3's rate, t; layered at most: 1.15 x max(t/L, t - prefill (L-1)/L) + 0.5 ms with L layers""")
+iperf3's rate, t; -: not measured; layered at most: 1.15 x max(t/L, t - prefill (L-1)/L) + 0.5 ms with L layers""")
 PY
 }
 
@@ -317,9 +350,9 @@ done
 cd "$scratch" # no disagg-bench.toml of the caller's folder
 head -c 32 /dev/urandom | base64 >token.txt
 chmod 600 token.txt
-model_name=$(basename "$model")
+model_name=$kind$(basename "$model")
 ln -s "$binary" disagg-bench
-ln -s "$model" "$model_name"
+ln -s "$model" "${model##*/}"
 done_folders=()
 for entry in "${folders[@]}"; do
   read -r rate round_trip_ms streams folder <<<"$entry"
