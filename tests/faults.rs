@@ -10,7 +10,7 @@ use disagg_bench::metrics::{Agreement, Arm, Record, Status};
 use disagg_bench::wire::Kind;
 use tiny_model::proxy::{DamagingProxy, Proxy};
 use tiny_model::running::Running;
-use tiny_model::{DecodeNode, LAYERS, Workplace, wait_for};
+use tiny_model::{DecodeNode, Ended, LAYERS, Workplace, wait_for};
 
 /// A prompt whose cache crosses in [`LAYERS`] pieces, and an answer of 24 tokens.
 const REQUEST: [&str; 6] = [
@@ -589,6 +589,46 @@ fn a_disk_that_turns_read_only_ends_the_run_and_resume_finishes_it_once_it_is_we
     assert_eq!(record.cases[0].samples.len(), 600);
     assert_eq!(record.outputs(), Some(Agreement::Identical));
     node.stop();
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn a_wall_clock_that_jumps_by_hours_under_both_nodes_changes_nothing() {
+    let place = Workplace::new();
+    let jumping = place.path("jumping_clock.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/jumping_clock.c");
+    let compiler = (Command::new("cc").args(["-shared", "-fPIC", "-o"]))
+        .arg(&jumping)
+        .arg(source)
+        .output();
+    let compiled = match compiler {
+        Ok(compiled) => compiled,
+        Err(error) => return tiny_model::skipped("a clock that jumps", &format!("cc: {error}")),
+    };
+    assert!(compiled.status.success(), "{compiled:?}");
+    let arguments = [&["split", "--out", "run", "--repeats", "20"], &REQUEST[..]].concat();
+    let mut split = place.on_model(&arguments);
+    // The decode node that it starts inherits it.
+    split.env("LD_PRELOAD", &jumping);
+    let started = std::time::Instant::now();
+    Ended::of(split).exits(0);
+    let took = started.elapsed();
+
+    let record = place.record("run");
+    assert_eq!(record.outputs(), Some(Agreement::Identical));
+    let started_at: jiff::Timestamp = record.run.started_at.parse().unwrap();
+    let off = jiff::Timestamp::now().duration_since(started_at);
+    assert!(
+        off.abs().as_secs() > 3000,
+        "the clock was left alone: {off}"
+    );
+    for case in &record.cases {
+        for sample in &case.samples {
+            assert_eq!(sample.error, None);
+            let last_ns = sample.events.iter().map(|e| e.t_ns).max().unwrap();
+            assert!(u128::from(last_ns) < took.as_nanos(), "{sample:?}");
+        }
+    }
 }
 
 #[test]
