@@ -24,7 +24,9 @@ pub use engine::{EngineSpeed, FASTER_ENGINES, Restated, restate};
 pub use measured::{Measured, ModeFigures};
 pub use outlook::{Estimate, LINE_RATES_GBPS, Links, Outlook, Projection, Rdma, outlooks, predict};
 pub use range::Range;
-pub use score::{EXPOSED_ERROR_SHARE, ScoredChange, ScoredRow, against_no_transfer, score};
+pub use score::{
+    AgainstNoTransfer, EXPOSED_ERROR_SHARE, ScoredChange, ScoredRow, against_no_transfer, score,
+};
 pub use surface::{Column, SURFACE_RATES_GBPS, Surface, surface};
 pub use transport::{Transport, sources};
 pub use trust::distrust;

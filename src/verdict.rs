@@ -107,26 +107,31 @@ pub(crate) fn fastest(case: &SummaryCase, arm: Arm) -> Option<(&SummaryArm, Figu
 /// The line of a run with both arms.
 fn compared(record: &Record, cases: &[SummaryCase]) -> Option<String> {
     let pairs: Vec<_> = (cases.iter())
-        .filter_map(|c| Some((c, fastest(c, Arm::Single)?.1, fastest(c, Arm::Split)?)))
-        .filter(|(_, single, _)| single.median > 0.0)
+        .filter_map(|c| Some((c, fastest(c, Arm::Single)?, fastest(c, Arm::Split)?)))
+        .filter(|(_, (_, single), _)| single.median > 0.0)
         .collect();
-    let (case, single, (arm, split)) = pairs.iter().max_by_key(|(c, ..)| c.prompt_tokens)?;
+    let (case, (single_arm, single), (arm, split)) =
+        pairs.iter().max_by_key(|(c, ..)| c.prompt_tokens)?;
     let ratio = split.median / single.median;
-    let judged = if (ratio - 1.0).abs() < EQUAL_SHARE {
+    let is_equal = (ratio - 1.0).abs() < EQUAL_SHARE;
+    let judged = if is_equal {
         "as fast end to end as".to_owned()
     } else if ratio > 1.0 {
         format!("{ratio:.2}x slower end to end than")
     } else {
         format!("{:.2}x faster end to end than", 1.0 / ratio)
     };
-    let overlap = match single.min <= split.max && split.min <= single.max {
-        true => ", within the spread of the samples",
-        false => "",
+    let change = case
+        .change(single_arm, arm)
+        .and_then(|change| change.e2e_ms);
+    let chance = match is_equal || change.is_some_and(|change| change.significant) {
+        true => "",
+        false => ", which may be chance",
     };
     let ratios = || {
         pairs
             .iter()
-            .map(|(_, single, (_, split))| split.median / single.median)
+            .map(|(_, (_, single), (_, split))| split.median / single.median)
     };
     let over_all = match pairs.len() {
         1 => String::new(),
@@ -137,7 +142,7 @@ fn compared(record: &Record, cases: &[SummaryCase]) -> Option<String> {
         ),
     };
     Some(format!(
-        "split is {judged} one node ({} against {} ms at {} prompt tokens{overlap}{over_all}); {}; {}",
+        "split is {judged} one node ({} against {} ms at {} prompt tokens{chance}{over_all}); {}; {}",
         significant(split.median, 3),
         significant(single.median, 3),
         case.prompt_tokens,

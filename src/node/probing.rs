@@ -26,6 +26,9 @@ use crate::wire::{MAX_PIECE_BYTES, WireError};
 const SHORT_SMALLEST_BYTES: u64 = 64 << 10;
 const SHORT_GROWTH: u64 = 4;
 
+/// Sizes that a fit needs to be scored.
+const SCORED_SIZES: usize = 3;
+
 /// Smaller pieces of a short fit: far enough from the largest that a piece's cost shows.
 const SHORT_PIECE_BYTES: u64 = 64 << 10;
 
@@ -138,15 +141,11 @@ pub async fn short_fit(
 ) -> anyhow::Result<Option<Fit>> {
     let started = Instant::now();
     let mut points: Vec<Point> = Vec::new();
-    for size in short_sizes(largest_bytes) {
-        let probe = shape.probe(size);
+    for probe in short_probes(shape, largest_bytes) {
         let Some(measured) = short_points(connection, pool, shape, probe).await? else {
             break;
         };
-        // Of a wide model several sizes can be the same number of tokens.
-        if points.last().map(|p| p.bytes) != measured.last().map(|p| p.bytes) {
-            points.extend(&measured);
-        }
+        points.extend(&measured);
         let slowest_ms = measured.iter().map(|p| p.transfer_ms).fold(0.0, f64::max);
         let next = Duration::from_secs_f64(slowest_ms * SHORT_GROWTH as f64 / 1e3);
         let too_long = slowest_ms > SHORT_TRANSFER.as_secs_f64() * 1e3 && points.len() > 1;
@@ -165,6 +164,22 @@ fn short_sizes(largest_bytes: u64) -> Vec<u64> {
     let mut sizes: Vec<u64> = smaller.take_while(|size| *size < largest_bytes).collect();
     sizes.push(largest_bytes.max(SHORT_SMALLEST_BYTES));
     sizes
+}
+
+/// Caches of these sizes; of a model with many bytes a token several sizes are the same number of
+/// tokens, and larger ones follow until there are enough to score a fit.
+fn short_probes(shape: CacheShape, largest_bytes: u64) -> Vec<Probe> {
+    let sizes = short_sizes(largest_bytes);
+    let mut probes: Vec<Probe> = sizes.iter().map(|size| shape.probe(*size)).collect();
+    probes.dedup();
+    let largest = probes[probes.len() - 1];
+    let times = |factor| Probe {
+        tokens: largest.tokens.saturating_mul(factor),
+        ..largest
+    };
+    let missing = SCORED_SIZES.saturating_sub(probes.len());
+    probes.extend([2, 4].map(times).into_iter().take(missing));
+    probes
 }
 
 /// The medians of one size, one a way of cutting it into pieces; `None` where a node has no memory
@@ -252,6 +267,22 @@ mod tests {
         assert_eq!(short_sizes(16 * mib).last(), Some(&(16 * mib)));
         assert_eq!(short_sizes(16 * mib).len(), 5);
         assert_eq!(short_sizes(1), [SHORT_SMALLEST_BYTES]);
+    }
+
+    #[test]
+    fn a_model_of_many_bytes_a_token_is_probed_at_three_sizes_each_once() {
+        let mib_a_token = CacheShape {
+            n_layers: 64,
+            row_bytes: 16_384,
+        };
+        let tokens = |shape, largest| -> Vec<u32> {
+            let probes = short_probes(shape, largest);
+            probes.iter().map(|probe| probe.tokens).collect()
+        };
+        assert_eq!(tokens(mib_a_token, 16 << 20), [1, 4, 16]);
+        assert_eq!(tokens(mib_a_token, 2 << 20), [1, 2, 4]);
+        assert_eq!(tokens(mib_a_token, 1), [1, 2, 4]);
+        assert_eq!(tokens(SMOLLM2, 16 << 20), [3, 11, 46, 182, 728]);
     }
 
     #[test]

@@ -412,14 +412,18 @@ fn rdma(measured: &Measured, projections: &[Projection]) -> Rdma {
     let not_less = |range: Option<Range>| range.unwrap_or(nothing).map(|ms| ms.max(0.0));
     let (most_ms, most_by_tcp_ms) = (not_less(most(true)), not_less(most(false)));
     let is_small = most_ms.high < NOTHING_SHARE * best.e2e_ms;
-    let is_handoff = measured.handoff_ms > best.exposed_ms;
+    let is_handoff = measured.handoff_ms > best.waits_ms();
     let digits = |ms: f64| crate::report::number::significant(ms, 3);
     let facts = format!(
-        "{} exposes {} ms of an E2E of {} ms, the handoff takes {} ms; any tier on any of these \
+        "{} exposes {} ms of an E2E of {} ms{}, the handoff takes {} ms; any tier on any of these \
          links saves at most {} ms, TCP on them {} ms",
         best.transfer,
         digits(best.exposed_ms),
         digits(best.e2e_ms),
+        match best.tax_ms > 0.0 {
+            true => format!(" and makes prefill {} ms longer", digits(best.tax_ms)),
+            false => String::new(),
+        },
         digits(measured.handoff_ms),
         digits(most_ms.high),
         digits(most_by_tcp_ms.high),

@@ -107,22 +107,37 @@ impl ScoredRow {
     }
 }
 
-/// Mean error of all changes over that of predicting that the transfer takes nothing, and whether
-/// it is within the bar; none without changes, and where the latter prediction holds as well, as it
-/// does where all of the transfer is hidden.
-pub fn against_no_transfer(rows: &[ScoredRow]) -> Option<(f64, bool)> {
-    let mut changes = rows.iter().flat_map(ScoredRow::changes);
-    if changes.all(ScoredChange::holds_without_transfer) {
-        return None;
-    }
+/// The errors of all changes against those of predicting that the transfer takes nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AgainstNoTransfer {
+    /// Mean error over the mean error of that prediction.
+    pub share: f64,
+    /// Whether it is within the bar.
+    pub holds: bool,
+    /// Whether that prediction is within the bar of every change too, as where all of the transfer
+    /// is hidden: then the share tells nothing.
+    pub no_transfer_holds: bool,
+}
+
+/// None without changes.
+pub fn against_no_transfer(rows: &[ScoredRow]) -> Option<AgainstNoTransfer> {
     let sum = |of: fn(&ScoredChange) -> f64| -> f64 {
         rows.iter()
             .flat_map(ScoredRow::changes)
             .map(|c| of(c).abs())
             .sum()
     };
-    let share = sum(ScoredChange::error_ms) / sum(ScoredChange::no_transfer_error_ms);
-    Some((share, share <= NO_TRANSFER_ERROR_SHARE))
+    let none_ms = sum(ScoredChange::no_transfer_error_ms);
+    let mut changes = rows.iter().flat_map(ScoredRow::changes);
+    let no_transfer_holds = changes.all(ScoredChange::holds_without_transfer);
+    (none_ms > 0.0).then(|| {
+        let share = sum(ScoredChange::error_ms) / none_ms;
+        AgainstNoTransfer {
+            share,
+            holds: share <= NO_TRANSFER_ERROR_SHARE,
+            no_transfer_holds,
+        }
+    })
 }
 
 /// Projects the prompts of `base` for a link and holds them against those of the same length of a
@@ -244,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_held_against_no_transfer_only_where_there_is_one_to_predict() {
+    fn errors_against_no_transfer_tell_nothing_where_none_is_seen() {
         let row = |predicted_ms, measured_ms| ScoredRow {
             run: "seen".into(),
             prompt_tokens: 128,
@@ -263,10 +278,16 @@ mod tests {
             }),
             e2e: None,
         };
-        assert_eq!(against_no_transfer(&[row(0.5, 0.9)]), None);
+        let hidden = against_no_transfer(&[row(1.5, 0.5)]).unwrap();
         assert_eq!(
-            against_no_transfer(&[row(0.5, 0.9), row(9.0, 10.0)]),
-            Some(((0.4 + 1.0) / 10.9, true))
+            (hidden.share, hidden.holds, hidden.no_transfer_holds),
+            (2.0, false, true)
         );
+        let both = against_no_transfer(&[row(1.5, 0.5), row(9.0, 9.5)]).unwrap();
+        assert_eq!(
+            (both.share, both.holds, both.no_transfer_holds),
+            (0.15, true, false)
+        );
+        assert_eq!(against_no_transfer(&[]), None);
     }
 }

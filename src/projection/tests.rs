@@ -1,6 +1,6 @@
 use super::exposure::{Prefill, send};
 use super::*;
-use crate::metrics::{Arm, EventName, Node, Record, Transfer};
+use crate::metrics::{Arm, Case, EventName, Node, Record, Transfer};
 use crate::report::fixture::{case, record, usual_case};
 use proptest::prelude::*;
 
@@ -146,7 +146,11 @@ fn slower_steps_are_charged_only_where_they_are_seen() {
 /// The usual case with its transfer sent layer by layer as well: nothing was exposed, and prefill
 /// took 3% longer.
 fn with_layered(tokens: u32) -> Record {
-    let mut record = record(vec![usual_case(tokens)]);
+    layered_beside(usual_case(tokens))
+}
+
+fn layered_beside(bulk: Case) -> Record {
+    let mut record = record(vec![bulk]);
     let case = &mut record.cases[0];
     let split = case.samples.iter().filter(|s| s.arm == Arm::Split);
     let mut layered: Vec<_> = split.cloned().collect();
@@ -212,6 +216,24 @@ fn rdma_buys_nothing_where_nothing_is_exposed_or_the_handoff_is_more() {
         !worth.buys_nothing && worth.most_ms.high > 17.0,
         "{}",
         worth.reason
+    );
+}
+
+#[test]
+fn rdma_buys_the_time_that_hidden_sending_takes_from_prefill() {
+    // All hidden, prefill 3 ms longer for it, and a handoff below that and above nothing.
+    let times = crate::report::fixture::Times {
+        prefill_ns: 100_000_000,
+        step_ns: 1_000_000,
+        exposed_ns: 1000 * 23_040 * 8 / 10,
+        handoff_ns: 100_000,
+        ..Default::default()
+    };
+    let rdma = outlook(&layered_beside(case("hidden", 1000, 5, times))).rdma;
+    assert!(
+        !rdma.buys_nothing && rdma.reason.contains("makes prefill 3.00 ms longer"),
+        "{}",
+        rdma.reason
     );
 }
 
@@ -335,12 +357,12 @@ fn a_run_over_the_link_scores_the_projection() {
             .all(ScoredChange::holds),
         "{rows:?}"
     );
-    let (share, holds) = against_no_transfer(&rows).unwrap();
-    assert!(holds && share < 0.05, "{share}");
+    let errors = against_no_transfer(&rows).unwrap();
+    assert!(errors.holds && errors.share < 0.05, "{errors:?}");
     // Of a link half as fast nothing holds.
     let rows = score(&base, &links, Some(5.0), &seen, "seen").unwrap();
     assert!(
-        !rows[0].exposed_holds() && !against_no_transfer(&rows).unwrap().1,
+        !rows[0].exposed_holds() && !against_no_transfer(&rows).unwrap().holds,
         "{rows:?}"
     );
 

@@ -7,12 +7,13 @@ use super::charts;
 use super::definitions::DEFINITIONS;
 use super::document::{Block, DOUBTS, Document, Item};
 use super::number::{one_line, significant};
-use super::provenance;
 use super::table::{NONE, Table, numbers, words};
 use super::tables::name;
+use super::{projected, provenance};
 use crate::compare::Comparison;
 use crate::metrics::Record;
 use crate::metrics::summary::{Summary, SummaryArm};
+use crate::projection::{Links, ScoredRow, score};
 use crate::stats::Figure;
 
 /// Significant digits of the table's figures.
@@ -101,11 +102,40 @@ pub(super) fn document(runs: &[Named]) -> Document {
         (DOUBTS, vec![doubts]),
         ("Charts", charts.collect::<Vec<Block>>()),
         ("Figures", vec![Block::Table(figures(runs))]),
+        ("Predicted against measured", predicted(runs)),
         ("Runs", vec![Block::Table(table(runs))]),
     ] {
         document.add(title, blocks);
     }
     document
+}
+
+/// The compute of a run over the link of another, as that one fitted it before its first request,
+/// held against what the other measured. Nothing where they are unlike, which the doubts say.
+pub(super) fn of_first(first: &Record, other: &Named) -> Vec<ScoredRow> {
+    let links = Links::as_fitted(&other.record);
+    let rows = links.map(|links| score(first, &links, None, &other.record, &other.label));
+    rows.and_then(Result::ok).unwrap_or_default()
+}
+
+fn predicted(runs: &[Named]) -> Vec<Block> {
+    let Some((first, others)) = runs.split_first() else {
+        return Vec::new();
+    };
+    let rows: Vec<ScoredRow> = (others.iter())
+        .flat_map(|other| of_first(&first.record, other))
+        .collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let what = format!(
+        "Exposed transfer, and what a split takes longer than one node until its second (TTST) and \
+         its last token (E2E): the compute that {} measured, over the link as each other run fitted \
+         it before its first request. Bar: exposed in bulk within 10%, a change within 10% or 1 ms; \
+         scatter: beyond it, and the prediction lies within the 95% interval of paired differences.",
+        first.label
+    );
+    vec![Block::text(what), Block::Table(projected::scores(&rows))]
 }
 
 fn finding(run: &Named) -> Item {

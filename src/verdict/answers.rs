@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::fastest;
 use super::rules::{
     self, Advice, CAPACITY_MATTERS_PCT, Circumstances, Effect, LATENCY_MATTERS_PCT, Limit,
-    RDMA_MATTERS_PCT, STALL_MATTERS_GAPS, effect,
+    STALL_MATTERS_GAPS, effect,
 };
 use super::words::{advice_text, signed, words};
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, LinkRecord, Node, Record, Transfer};
-use crate::projection::{LINE_RATES_GBPS, outlooks};
+use crate::projection::{LINE_RATES_GBPS, Rdma, outlooks};
 use crate::report::number::significant;
 use crate::stats::{Change, Estimate, Figure};
 
@@ -30,8 +30,8 @@ pub struct Answers {
     pub limit: Limit,
     /// The same in words.
     pub limit_text: String,
-    /// Most that RDMA is projected to save, in percent of E2E.
-    pub rdma_saves_pct: f64,
+    /// Most that RDMA is projected to save, in percent of E2E; null where nothing is projected.
+    pub rdma_saves_pct: Option<f64>,
     /// Rate in Gbit/s from which the split in bulk is no slower than one node; null where there is
     /// none. Projected.
     pub break_even_gbps: Option<f64>,
@@ -119,7 +119,7 @@ impl Answers {
         let interference = interference(record);
         let capacity = capacity(&pairs);
         let limit = rules::limit(exposed_ms, handoff_ms, e2e_ms);
-        let rdma_saves_pct = rdma_saves_pct(record, longest.case, exposed_ms, e2e_ms);
+        let rdma = rdma(record, longest.case);
         let transfers = cases
             .iter()
             .flat_map(|c| &c.arms)
@@ -131,7 +131,7 @@ impl Answers {
             effective_gbps: median(longest.split.effective_gbps),
             kv_demand_gbps: median(longest.split.kv_demand_gbps),
             line_gbps: record.link.as_ref().and_then(line_gbps),
-            rdma_saves_pct,
+            rdma_pays: rdma.as_ref().is_some_and(|rdma| !rdma.buys_nothing),
             latency: latency.effect.unwrap_or(Effect::Undecided),
             interference: interference.effect,
             capacity: capacity.effect.unwrap_or(Effect::Undecided),
@@ -143,7 +143,7 @@ impl Answers {
             .map(|p| (f64::from(p.case.prompt_tokens), p.e2e.absolute().value))
             .collect();
         Some(Self {
-            limit_text: limit_text(limit, exposed_ms, handoff_ms, e2e_ms, rdma_saves_pct),
+            limit_text: limit_text(limit, exposed_ms, handoff_ms, e2e_ms, rdma.as_ref()),
             break_even_gbps: (longest.split.transfer == Some(Transfer::Bulk)
                 && longest.e2e.significant)
                 .then(|| rules::break_even_gbps(longest.split.wire_bytes, exposed_ms, change_ms))
@@ -153,7 +153,7 @@ impl Answers {
             interference,
             capacity,
             limit,
-            rdma_saves_pct,
+            rdma_saves_pct: rdma.map(|rdma| saves_pct(&rdma, e2e_ms)),
             advice: (advice.into_iter())
                 .map(|what| Advised {
                     what,
@@ -369,14 +369,17 @@ fn capacity(pairs: &[Pair<'_>]) -> Answer {
     }
 }
 
-/// The most that RDMA could save, in percent of E2E: all that the request waits for where nothing is
-/// projected, and no more than that.
-fn rdma_saves_pct(record: &Record, case: &SummaryCase, exposed_ms: f64, e2e_ms: f64) -> f64 {
-    let projected = outlooks(record, None, &LINE_RATES_GBPS).unwrap_or_default();
-    let of_case = projected.iter().find(|o| o.prompt == case.prompt);
-    let most_ms = of_case.map_or(exposed_ms, |outlook| outlook.rdma.most_ms.high);
+/// What RDMA is projected to buy a case; none where nothing is projected.
+fn rdma(record: &Record, case: &SummaryCase) -> Option<Rdma> {
+    let projected = outlooks(record, None, &LINE_RATES_GBPS).ok()?;
+    let of_case = projected.into_iter().find(|o| o.prompt == case.prompt);
+    of_case.map(|outlook| outlook.rdma)
+}
+
+/// The most that it saves, in percent of E2E.
+fn saves_pct(rdma: &Rdma, e2e_ms: f64) -> f64 {
     match e2e_ms > 0.0 {
-        true => 100.0 * most_ms.clamp(0.0, exposed_ms.max(0.0)) / e2e_ms,
+        true => 100.0 * rdma.most_ms.high / e2e_ms,
         false => 0.0,
     }
 }
@@ -392,12 +395,16 @@ fn limit_text(
     exposed_ms: f64,
     handoff_ms: f64,
     e2e_ms: f64,
-    rdma_saves_pct: f64,
+    rdma: Option<&Rdma>,
 ) -> String {
     let share = |ms: f64| format!("{} ms", significant(ms, 3));
-    let rdma = match limit != Limit::Wire || rdma_saves_pct < RDMA_MATTERS_PCT {
-        true => "RDMA would buy nothing here".to_owned(),
-        false => format!("RDMA is projected to save at most {rdma_saves_pct:.1}% of it"),
+    let rdma = match rdma {
+        None => "what RDMA would buy is not projected".to_owned(),
+        Some(rdma) if rdma.buys_nothing => "RDMA would buy nothing here".to_owned(),
+        Some(rdma) => format!(
+            "RDMA is projected to save at most {:.1}% of it",
+            saves_pct(rdma, e2e_ms)
+        ),
     };
     let what = match limit {
         Limit::Compute => "compute",

@@ -15,9 +15,6 @@ pub const STALL_MATTERS_GAPS: f64 = 1.0;
 /// Share of E2E, in percent, from which transfer and handoff limit a split; below it compute does.
 pub const TRANSFER_LIMITS_PCT: f64 = 2.0;
 
-/// Share of E2E, in percent, that RDMA must be projected to save to be worth naming.
-pub const RDMA_MATTERS_PCT: f64 = 1.0;
-
 /// Share of the line rate below which one TCP stream leaves room for more of them.
 pub const STREAMS_LINE_SHARE: f64 = 0.5;
 
@@ -116,8 +113,8 @@ pub struct Circumstances {
     pub kv_demand_gbps: f64,
     /// Speed of the link, where it is known to be one.
     pub line_gbps: Option<f64>,
-    /// Most that RDMA is projected to save, in percent of E2E.
-    pub rdma_saves_pct: f64,
+    /// Whether RDMA is projected to save something worth naming.
+    pub rdma_pays: bool,
     /// Judgement of an unloaded request.
     pub latency: Effect,
     /// Judgement of a loaded one; none where it was not measured.
@@ -155,17 +152,20 @@ pub enum Advice {
 /// What to do, first things first.
 pub fn advice(known: &Circumstances) -> Vec<Advice> {
     let mut advice = Vec::new();
-    let gains = |effect| effect == Effect::Better;
-    let interference = known.interference.is_some_and(gains);
-    match known {
-        _ if gains(known.latency) => advice.push(Advice::Split),
-        _ if interference => advice.push(Advice::SplitForStalls),
-        _ if known.interference.is_some() && !gains(known.capacity) => {
-            advice.push(Advice::DoNotSplit);
-        }
-        _ => {}
+    let all = [
+        Some(known.latency),
+        known.interference,
+        Some(known.capacity),
+    ];
+    let pays_nothing = |effect| matches!(effect, Some(Effect::Same | Effect::Worse));
+    if known.latency == Effect::Better {
+        advice.push(Advice::Split);
+    } else if known.interference == Some(Effect::Better) {
+        advice.push(Advice::SplitForStalls);
+    } else if all.into_iter().all(pays_nothing) {
+        advice.push(Advice::DoNotSplit);
     }
-    if known.latency == Effect::Undecided {
+    if all.contains(&Some(Effect::Undecided)) {
         advice.push(Advice::MoreRepeats);
     }
     match known.limit {
@@ -182,7 +182,7 @@ pub fn advice(known: &Circumstances) -> Vec<Advice> {
                     known.effective_gbps < known.kv_demand_gbps,
                     Advice::FasterLink,
                 ),
-                (known.rdma_saves_pct >= RDMA_MATTERS_PCT, Advice::Rdma),
+                (known.rdma_pays, Advice::Rdma),
             ];
             advice.extend(wire.iter().filter(|(applies, _)| *applies).map(|(_, a)| *a));
         }
@@ -264,7 +264,7 @@ mod tests {
             effective_gbps: 10.0,
             kv_demand_gbps: 1.0,
             line_gbps: Some(10.0),
-            rdma_saves_pct: 0.0,
+            rdma_pays: false,
             latency: Effect::Same,
             interference: None,
             capacity: Effect::Worse,
@@ -298,6 +298,20 @@ mod tests {
             advice(&unsure),
             [Advice::SplitForStalls, Advice::MoreRepeats]
         );
+        // What the samples do not tell is no reason against a split.
+        assert_eq!(advice(&with(Effect::Undecided)), [Advice::MoreRepeats]);
+        for unsure in [
+            Circumstances {
+                latency: Effect::Undecided,
+                ..with(Effect::Same)
+            },
+            Circumstances {
+                capacity: Effect::Undecided,
+                ..with(Effect::Worse)
+            },
+        ] {
+            assert_eq!(advice(&unsure), [Advice::MoreRepeats]);
+        }
     }
 
     #[test]
@@ -318,7 +332,7 @@ mod tests {
         let slow = Circumstances {
             effective_gbps: 4.99,
             kv_demand_gbps: 5.0,
-            rdma_saves_pct: 1.0,
+            rdma_pays: true,
             ..wire
         };
         let all = [
@@ -331,7 +345,7 @@ mod tests {
         let edge = Circumstances {
             only_bulk: false,
             effective_gbps: 5.0,
-            rdma_saves_pct: 0.99,
+            rdma_pays: false,
             ..slow
         };
         assert_eq!(after(&edge), []);

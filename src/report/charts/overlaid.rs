@@ -11,9 +11,8 @@ use super::{
 };
 use crate::metrics::summary::{SummaryArm, SummaryCase};
 use crate::metrics::{Arm, Transfer};
-use crate::projection::{Links, score};
 use crate::report::number::{count, significant, small};
-use crate::report::overlay::Named;
+use crate::report::overlay::{Named, of_first};
 use crate::stats::Figure;
 use crate::verdict::fastest;
 
@@ -225,12 +224,7 @@ fn predictions(runs: &[Named], page: Page) -> Option<Drawn> {
     let (first, others) = runs.split_first()?;
     let mut by_mode: BTreeMap<Transfer, Vec<(f64, Figure)>> = BTreeMap::new();
     for other in others {
-        let Some(links) = Links::as_fitted(&other.record) else {
-            continue;
-        };
-        let rows = score(&first.record, &links, None, &other.record, &other.label);
-        // Runs of other models are not scored; the doubts say that they are unlike.
-        for row in rows.unwrap_or_default() {
+        for row in of_first(&first.record, other) {
             let mut cases = other.summary.cases.iter();
             let case = cases.find(|c| c.prompt_tokens == row.prompt_tokens);
             let measured = case.and_then(|c| in_mode(c, row.transfer)?.exposed_transfer_ms);

@@ -10,9 +10,10 @@ fn advised(answers: &Answers) -> Vec<Advice> {
     answers.advice.iter().map(|a| a.what).collect()
 }
 
-/// A prompt of 1,000 tokens that takes a second, of it half prefill, and what a split adds.
+/// A prompt of 1,000 tokens that takes a second, of it half prefill, and what a split adds over a
+/// link whose fit says so.
 fn one_second(exposed_ms: u64, handoff_ms: u64) -> Record {
-    record(vec![case(
+    let mut record = record(vec![case(
         "long",
         1000,
         11,
@@ -23,7 +24,15 @@ fn one_second(exposed_ms: u64, handoff_ms: u64) -> Record {
             handoff_ns: handoff_ms * 1_000_000,
             ..Times::default()
         },
-    )])
+    )]);
+    let fit = record.link.as_mut().and_then(|link| link.fit.as_mut());
+    let gbps = record.cases[0].kv_bytes as f64 * 8.0 / exposed_ms as f64 / 1e6;
+    let fit = fit.unwrap();
+    fit.beta_gbps = Some(gbps);
+    for size in &mut fit.sizes {
+        size.wire_ms = size.bytes as f64 * 8.0 / gbps / 1e6;
+    }
+    record
 }
 
 #[test]
@@ -45,6 +54,26 @@ fn a_wire_that_costs_is_measured_and_named() {
     assert_eq!(all.break_even_gbps, None);
     assert_eq!(advised(&all)[0], Advice::Layered);
     assert!(advised(&all).contains(&Advice::MeasureInterference));
+}
+
+#[test]
+fn nothing_is_said_of_rdma_where_nothing_is_projected() {
+    let mut record = one_second(80, 1);
+    let projected = answers(&record);
+    assert!(projected.rdma_saves_pct.is_some_and(|pct| pct > 1.0));
+    assert!(advised(&projected).contains(&Advice::Rdma));
+    let link = record.link.as_mut().unwrap();
+    link.fit.as_mut().unwrap().worst_residual_pct = 99.0;
+    let refused = answers(&record);
+    assert_eq!(refused.rdma_saves_pct, None);
+    assert!(!advised(&refused).contains(&Advice::Rdma));
+    assert!(
+        refused
+            .limit_text
+            .ends_with("what RDMA would buy is not projected"),
+        "{}",
+        refused.limit_text
+    );
 }
 
 #[test]
