@@ -311,12 +311,12 @@ pub fn score_table(rows: &[ScoredRow]) -> String {
     }
     lines.extend(against_no_transfer(rows).map(|errors| {
         format!(
-            "errors of all changes are {:.2} of those of predicting no transfer at all: {}",
+            "errors of all changes are {:.2} of those of predicting no transfer at all:\n{}",
             errors.share,
             match (errors.no_transfer_holds, errors.holds) {
-                (true, _) => "the bar of\n0.2 tells nothing here, as that prediction holds too",
-                (false, true) => "within\nthe bar of 0.2",
-                (false, false) => "MISSES\nthe bar of 0.2",
+                (true, _) => "the bar of 0.2 tells nothing here, as that prediction holds too",
+                (false, true) => "within the bar of 0.2",
+                (false, false) => "MISSES the bar of 0.2",
             }
         )
     }));

@@ -69,6 +69,8 @@ cd "$out"
 if [ -w /dev/cpu_dma_latency ]; then
   exec {awake}<>/dev/cpu_dma_latency
   printf '\0\0\0\0' >&"$awake"
+else
+  printf 'score.sh: /dev/cpu_dma_latency cannot be written: idle cores may sleep, and small transfers scatter\n' >&2
 fi
 # Runs record their command line, which must not name folders of this machine.
 model_name=$kind$(basename "$model")
@@ -106,6 +108,7 @@ rows = [row for path in sys.argv[1:] for row in json.load(open(path))["scores"]]
 changes = [row[event] for row in rows for event in ("ttst", "e2e") if row[event]]
 error = lambda said: sum(abs(change[said] - change["measured_ms"]) for change in changes)
 share = error("predicted_ms") / error("without_transfer_ms")
+# The bar of src/projection/score.rs.
 holds = lambda c: abs(c["predicted_ms"] - c["measured_ms"]) <= max(1.0, 0.1 * abs(c["measured_ms"]))
 print(f"\nbulk and layered: {sum(map(holds, changes))} of {len(changes)} changes hold; errors of all are "
       f"{share:.2f} of those of predicting no transfer at all")
@@ -113,6 +116,7 @@ PY
 }
 
 split_options=("$@")
+refused=0
 for rate in ${rates//,/ }; do
   measure "$rate" bulk ends --network-cores 0
   measure "$rate" layered compute --cores 0 --network-cores 1 --decode-cores 1
@@ -122,8 +126,12 @@ for rate in ${rates//,/ }; do
     printf '\n== %s Gbit/s, %s, from loopback and a fit of the link\n' "$rate" "$mode"
     project=("$binary" project "$mode/loopback-$rate" --link-fit "$mode/${rate}gbps/link.json"
       --against "$mode/${rate}gbps/run")
-    "${project[@]}" || continue 2 # refused, and said why
+    if ! "${project[@]}"; then
+      refused=1 # and why was said
+      continue 2
+    fi
     "${project[@]}" --format json >"$scratch/$mode.json"
   done
   both_modes "$scratch/bulk.json" "$scratch/layered.json"
 done
+exit "$refused"
