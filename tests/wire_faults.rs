@@ -613,6 +613,38 @@ fn a_piece_on_a_joined_connection_while_nothing_is_open_costs_that_connection_al
     lab.ends_well();
 }
 
+/// Objects of one member: as many as a HELLO has room for, and far larger parsed than sent.
+const ENVIRONMENT_OBJECTS: usize = 35_000;
+
+/// Connections that send them: half a gigabyte if each were kept in its parsed form.
+const SWOLLEN_HELLOS: usize = 24;
+
+#[test]
+fn a_hello_costs_no_more_than_its_size_once_it_was_read() {
+    let mut lab = Lab::new();
+    let object = serde_json::json!({"": 0});
+    lab.introduction.environment = vec![object; ENVIRONMENT_OBJECTS].into();
+    let resident_bytes = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", lab.node.process.id()));
+        let status = status.unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().split_whitespace().next().unwrap();
+        kib.parse::<u64>().unwrap() << 10
+    };
+    converse(async {
+        // The first one's parsed form is taken and given back, and the next ones can have it.
+        let mut links = vec![lab.connect().await];
+        let before = resident_bytes();
+        for _ in 1..SWOLLEN_HELLOS {
+            links.push(lab.connect().await);
+        }
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 100 << 20, "{grown} bytes more");
+        lab.is_served(&mut [&mut links[0]], 1).await;
+    });
+    lab.ends_well();
+}
+
 #[test]
 fn sessions_are_numbered_apart() {
     let lab = Lab::new();
