@@ -539,6 +539,50 @@ fn a_session_that_is_not_open_cannot_be_joined() {
 }
 
 #[test]
+fn connections_that_join_themselves_or_each_other_are_let_go() {
+    let lab = Lab::new();
+    converse(async {
+        let mut own = lab.connect().await;
+        let session = own.session;
+        own.say(Kind::Join, 0, &join(session)).await;
+        let wanted = format!("session {session:016x} is not open on this node");
+        own.is_told(Kind::Refuse, &wanted).await;
+
+        let (mut first, mut second) = (lab.connect().await, lab.connect().await);
+        first.say(Kind::Join, 0, &join(second.session)).await;
+        first.reader.expect_empty(Kind::Ready).await.unwrap();
+        second.say(Kind::Join, 0, &join(first.session)).await;
+        let wanted = format!("session {:016x} is not open on this node", first.session);
+        second.is_told(Kind::Refuse, &wanted).await;
+        first.is_closed().await;
+
+        // In a row: the one that joined a session that then joins another is let go.
+        let last = lab.connect().await;
+        let mut middle = lab.connect().await;
+        let mut first = lab.join(&middle).await;
+        middle.say(Kind::Join, 0, &join(last.session)).await;
+        middle.reader.expect_empty(Kind::Ready).await.unwrap();
+        first.is_closed().await;
+        drop(last);
+        middle.is_closed().await;
+    });
+    lab.ends_well();
+}
+
+#[test]
+fn a_joined_connection_that_stays_silent_does_not_keep_the_node_from_stopping() {
+    let lab = Lab::new();
+    converse(async {
+        let first = lab.connect().await;
+        let mut second = lab.join(&first).await;
+        lab.node.process.signal("TERM");
+        second.is_closed().await;
+        drop(first);
+    });
+    lab.node.process.wait().exits(0);
+}
+
+#[test]
 fn a_joined_connection_that_fails_is_named_on_the_first() {
     let lab = Lab::new();
     converse(async {

@@ -178,8 +178,8 @@ pub struct SharedSession {
     current: Mutex<Option<Arc<Reception>>>,
     /// Number of the latest request whose pieces were taken.
     latest: AtomicU64,
-    /// Never sent to; its end tells joined connections that the first one is gone.
-    open: watch::Sender<()>,
+    /// Whether it can be joined; that it is not, or its end, tells joined connections to go.
+    open: watch::Sender<bool>,
 }
 
 impl SharedSession {
@@ -202,12 +202,12 @@ impl SharedSession {
         !is_current && number <= self.latest.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the session's first connection is gone.
+    /// Resolves when the session's first connection is gone or has joined another session.
     pub fn closed(&self) -> impl Future<Output = ()> + use<> {
         let mut watched = self.open.subscribe();
         async move {
             // An error means that the sender is gone.
-            while watched.changed().await.is_ok() {}
+            let _ = watched.wait_for(|open| !open).await;
         }
     }
 }
@@ -223,12 +223,19 @@ impl Sessions {
             id,
             current: Mutex::default(),
             latest: AtomicU64::new(0),
-            open: watch::Sender::new(()),
+            open: watch::Sender::new(true),
         });
         let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
         all.retain(|_, session| session.strong_count() > 0);
         all.insert(id, Arc::downgrade(&session));
         session
+    }
+
+    /// Closes a session to others, and lets those go that have joined it.
+    pub fn close(&self, session: &SharedSession) {
+        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        all.remove(&session.id);
+        session.open.send_replace(false);
     }
 
     /// A session that is open.
