@@ -92,10 +92,7 @@ pub(super) async fn take_cache(
     // Touching fresh memory takes long enough to hold up other peers' tokens.
     let (code, reason) = match tokio::task::spawn_blocking(take).await {
         Ok(Ok(cache)) => return Ok(cache),
-        // It would fit if others were done.
-        Ok(Err(full)) if full.wanted_bytes <= full.limit_bytes => {
-            (RefuseCode::Busy, full.to_string())
-        }
+        Ok(Err(full)) if full.may_pass() => (RefuseCode::Busy, full.to_string()),
         Ok(Err(full)) => (RefuseCode::Limit, full.to_string()),
         Err(error) => (RefuseCode::Busy, error.to_string()),
     };
