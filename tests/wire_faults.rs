@@ -3,15 +3,19 @@
 
 mod tiny_model;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use disagg_bench::environment::Environment;
-use disagg_bench::metrics::Agreement;
+use disagg_bench::metrics::{Agreement, Node};
+use disagg_bench::model::cache_pool::CachePool;
 use disagg_bench::model::engine::Engine;
 use disagg_bench::model::kv_cache::{KvCache, KvDtype};
 use disagg_bench::model::kv_int8::WireRows;
 use disagg_bench::node;
+use disagg_bench::node::generation::{Clock, Emission, Generation, Request};
 use disagg_bench::wire::message::{
     self, Admit, Done, Introduction, Join, Open, OpenRole, Start, TokenMessage,
 };
@@ -687,6 +691,35 @@ fn a_hello_costs_no_more_than_its_size_once_it_was_read() {
         lab.is_served(&mut [&mut links[0]], 1).await;
     });
     lab.ends_well();
+}
+
+#[test]
+fn a_prefill_that_nobody_wants_any_more_ends_at_its_next_chunk() {
+    let lab = Lab::new();
+    let layout = lab.engine.shape().kv_layout(KvDtype::F32);
+    let request = Request {
+        prompt: prompt(),
+        output_tokens: OUTPUT_TOKENS,
+        ignore_eos: true,
+        kv_dtype: KvDtype::F32,
+        wire_rows: WireRows::Same,
+        chunk_tokens: Some(8),
+    };
+    let layers_until = |wanted_chunks: usize| {
+        let cache = CachePool::new(1 << 24).take(layout, request.cache_tokens());
+        let clock = Clock::start(Node::Decode);
+        let mut generation = Generation::new(request.clone(), Arc::new(cache.unwrap()), clock);
+        let layers = Cell::new(0);
+        let is_wanted = || layers.get() < wanted_chunks * LAYERS;
+        let turn = generation.advance(&lab.engine, &is_wanted, &mut |emission| {
+            layers.set(layers.get() + usize::from(matches!(emission, Emission::LayerDone(_))));
+        });
+        (turn.map_err(|error| error.to_string()), layers.get())
+    };
+    let chunks = PROMPT_TOKENS as usize / 8;
+    let taken_back = "the request was taken back amid its prefill".to_owned();
+    assert_eq!(layers_until(2), (Err(taken_back), 2 * LAYERS));
+    assert_eq!(layers_until(chunks), (Ok(None), chunks * LAYERS));
 }
 
 #[test]
