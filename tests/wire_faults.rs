@@ -45,8 +45,13 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        Self::serving(&[])
+    }
+
+    /// With these arguments of `serve-decode`.
+    fn serving(arguments: &[&str]) -> Self {
         let place = Workplace::new();
-        let node = place.serve(&[]);
+        let node = place.serve(arguments);
         let path = place.path("tiny.gguf");
         let sha256: String = Sha256::digest(std::fs::read(&path).unwrap())
             .iter()
@@ -720,6 +725,30 @@ fn a_prefill_that_nobody_wants_any_more_ends_at_its_next_chunk() {
     let taken_back = "the request was taken back amid its prefill".to_owned();
     assert_eq!(layers_until(2), (Err(taken_back), 2 * LAYERS));
     assert_eq!(layers_until(chunks), (Ok(None), chunks * LAYERS));
+}
+
+#[test]
+fn a_prefill_beyond_the_working_memory_has_to_come_in_chunks() {
+    // Room for the cache, and for some tens of tokens at once.
+    let lab = Lab::serving(&["--max-cache", "1MB"]);
+    converse(async {
+        let mut link = lab.connect().await;
+        let mut whole = open(&vec![1; 200]);
+        whole.role = OpenRole::Whole;
+        link.say(Kind::Open, 1, &whole).await;
+        link.is_told(Kind::Refuse, "use --chunk-tokens").await;
+        whole.chunk_tokens = Some(32);
+        link.open(2, &whole).await;
+        for index in 0..OUTPUT_TOKENS {
+            let token = link.reader.expect::<TokenMessage>(Kind::Token).await;
+            assert_eq!(token.unwrap().1.index, index);
+        }
+        link.reader.expect::<Done>(Kind::Done).await.unwrap();
+        // One whose cache comes from elsewhere is prefilled there.
+        link.open(3, &open(&vec![1; 200])).await;
+        link.say_nothing_but(Kind::Cancel, 3).await;
+    });
+    lab.node.stop();
 }
 
 #[test]

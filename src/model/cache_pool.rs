@@ -148,6 +148,11 @@ impl CachePool {
         Ok(None)
     }
 
+    /// Bytes that all caches together take at most.
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
     /// Bytes of the caches that are out.
     pub fn in_use_bytes(&self) -> usize {
         self.state().in_use_bytes
