@@ -15,7 +15,14 @@ use super::generation::Clock;
 use crate::metrics::{Event, EventName};
 use crate::model::cache_pool::Pooled;
 use crate::model::kv_int8::{WireRows, dequantise};
+use crate::wire::frame::MAX_DONE_BYTES;
 use crate::wire::{FrameReader, Header};
+
+/// Bytes that the landing of a piece takes in a DONE at most, and some for the rest of it.
+pub const LANDED_BYTES_IN_DONE: u64 = 128;
+
+/// Most pieces of one request: DONE tells of each, and before it each is an event in memory.
+const MAX_PIECES: usize = (MAX_DONE_BYTES / LANDED_BYTES_IN_DONE) as usize;
 
 /// A request whose cache is arriving.
 pub struct Reception {
@@ -88,6 +95,13 @@ impl Reception {
                 "a piece of tokens {start}..{} is outside the prompt of {} tokens",
                 start.saturating_add(count),
                 self.prompt_tokens
+            )));
+        }
+        if self.state().events.len() >= MAX_PIECES {
+            return Err(Abort::Failed(format!(
+                "request {} came in more than {MAX_PIECES} pieces, the most that DONE can tell of: \
+                 send larger ones",
+                self.number
             )));
         }
         let layer = header.layer as usize;
@@ -242,5 +256,53 @@ impl Sessions {
     pub fn find(&self, id: u64) -> Option<Arc<SharedSession>> {
         let all = self.0.lock().unwrap_or_else(|e| e.into_inner());
         all.get(&id)?.upgrade()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Node;
+    use crate::model::cache_pool::CachePool;
+    use crate::model::kv_cache::{KvDtype, KvLayout};
+    use crate::wire::{FrameWriter, PieceHeader};
+
+    #[tokio::test]
+    async fn more_pieces_than_done_can_tell_of_fail_the_request() {
+        let layout = KvLayout {
+            n_layers: 1,
+            n_kv_heads: 1,
+            head_dim: 1,
+            dtype: KvDtype::F32,
+        };
+        let cache = Arc::new(CachePool::new(1 << 20).take(layout, 2).unwrap());
+        let clock = Clock::start(Node::Decode);
+        let reception = Reception::new(1, 2, cache, WireRows::Same, clock, None);
+        let mut frames = Vec::new();
+        for token_start in 0..2 {
+            let run = PieceHeader {
+                session: 1,
+                request: 1,
+                layer: 0,
+                token_start,
+                token_count: 1,
+            };
+            let mut writer = FrameWriter::new(&mut frames);
+            writer.write_piece(run, &[0; 8]).await.unwrap();
+        }
+        let mut reader = FrameReader::new(&frames[..]);
+        reception.state().events = vec![clock.event(EventName::PieceLanded); MAX_PIECES - 1];
+        let mut outcomes = Vec::new();
+        for _ in 0..2 {
+            let header = reader.read_header().await.unwrap();
+            let mut unused = Vec::new();
+            let taken = reception.take_piece(&mut reader, &header, 0, &mut unused);
+            outcomes.push(taken.await);
+        }
+        assert!(outcomes[0].is_ok(), "{outcomes:?}");
+        assert!(
+            matches!(&outcomes[1], Err(Abort::Failed(why)) if why.contains("524288 pieces")),
+            "{outcomes:?}"
+        );
     }
 }
