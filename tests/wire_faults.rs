@@ -3,15 +3,19 @@
 
 mod tiny_model;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use disagg_bench::environment::Environment;
-use disagg_bench::metrics::Agreement;
+use disagg_bench::metrics::{Agreement, Node};
+use disagg_bench::model::cache_pool::CachePool;
 use disagg_bench::model::engine::Engine;
 use disagg_bench::model::kv_cache::{KvCache, KvDtype};
 use disagg_bench::model::kv_int8::WireRows;
 use disagg_bench::node;
+use disagg_bench::node::generation::{Clock, Emission, Generation, Request};
 use disagg_bench::wire::message::{
     self, Admit, Done, Introduction, Join, Open, OpenRole, Start, TokenMessage,
 };
@@ -41,8 +45,13 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
+        Self::serving(&[])
+    }
+
+    /// With these arguments of `serve-decode`.
+    fn serving(arguments: &[&str]) -> Self {
         let place = Workplace::new();
-        let node = place.serve(&[]);
+        let node = place.serve(arguments);
         let path = place.path("tiny.gguf");
         let sha256: String = Sha256::digest(std::fs::read(&path).unwrap())
             .iter()
@@ -539,6 +548,50 @@ fn a_session_that_is_not_open_cannot_be_joined() {
 }
 
 #[test]
+fn connections_that_join_themselves_or_each_other_are_let_go() {
+    let lab = Lab::new();
+    converse(async {
+        let mut own = lab.connect().await;
+        let session = own.session;
+        own.say(Kind::Join, 0, &join(session)).await;
+        let wanted = format!("session {session:016x} is not open on this node");
+        own.is_told(Kind::Refuse, &wanted).await;
+
+        let (mut first, mut second) = (lab.connect().await, lab.connect().await);
+        first.say(Kind::Join, 0, &join(second.session)).await;
+        first.reader.expect_empty(Kind::Ready).await.unwrap();
+        second.say(Kind::Join, 0, &join(first.session)).await;
+        let wanted = format!("session {:016x} is not open on this node", first.session);
+        second.is_told(Kind::Refuse, &wanted).await;
+        first.is_closed().await;
+
+        // In a row: the one that joined a session that then joins another is let go.
+        let last = lab.connect().await;
+        let mut middle = lab.connect().await;
+        let mut first = lab.join(&middle).await;
+        middle.say(Kind::Join, 0, &join(last.session)).await;
+        middle.reader.expect_empty(Kind::Ready).await.unwrap();
+        first.is_closed().await;
+        drop(last);
+        middle.is_closed().await;
+    });
+    lab.ends_well();
+}
+
+#[test]
+fn a_joined_connection_that_stays_silent_does_not_keep_the_node_from_stopping() {
+    let lab = Lab::new();
+    converse(async {
+        let first = lab.connect().await;
+        let mut second = lab.join(&first).await;
+        lab.node.process.signal("TERM");
+        second.is_closed().await;
+        drop(first);
+    });
+    lab.node.process.wait().exits(0);
+}
+
+#[test]
 fn a_joined_connection_that_fails_is_named_on_the_first() {
     let lab = Lab::new();
     converse(async {
@@ -611,6 +664,91 @@ fn a_piece_on_a_joined_connection_while_nothing_is_open_costs_that_connection_al
         lab.is_served(&mut [&mut first, &mut third], 4).await;
     });
     lab.ends_well();
+}
+
+/// Objects of one member: as many as a HELLO has room for, and far larger parsed than sent.
+const ENVIRONMENT_OBJECTS: usize = 35_000;
+
+/// Connections that send them: half a gigabyte if each were kept in its parsed form.
+const SWOLLEN_HELLOS: usize = 24;
+
+#[test]
+fn a_hello_costs_no_more_than_its_size_once_it_was_read() {
+    let mut lab = Lab::new();
+    let object = serde_json::json!({"": 0});
+    lab.introduction.environment = vec![object; ENVIRONMENT_OBJECTS].into();
+    let resident_bytes = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", lab.node.process.id()));
+        let status = status.unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().split_whitespace().next().unwrap();
+        kib.parse::<u64>().unwrap() << 10
+    };
+    converse(async {
+        // The first one's parsed form is taken and given back, and the next ones can have it.
+        let mut links = vec![lab.connect().await];
+        let before = resident_bytes();
+        for _ in 1..SWOLLEN_HELLOS {
+            links.push(lab.connect().await);
+        }
+        let grown = resident_bytes().saturating_sub(before);
+        assert!(grown < 100 << 20, "{grown} bytes more");
+        lab.is_served(&mut [&mut links[0]], 1).await;
+    });
+    lab.ends_well();
+}
+
+#[test]
+fn a_prefill_that_nobody_wants_any_more_ends_at_its_next_chunk() {
+    let lab = Lab::new();
+    let layout = lab.engine.shape().kv_layout(KvDtype::F32);
+    let request = Request {
+        prompt: prompt(),
+        output_tokens: OUTPUT_TOKENS,
+        ignore_eos: true,
+        kv_dtype: KvDtype::F32,
+        wire_rows: WireRows::Same,
+        chunk_tokens: Some(8),
+    };
+    let layers_until = |wanted_chunks: usize| {
+        let cache = CachePool::new(1 << 24).take(layout, request.cache_tokens());
+        let clock = Clock::start(Node::Decode);
+        let mut generation = Generation::new(request.clone(), Arc::new(cache.unwrap()), clock);
+        let layers = Cell::new(0);
+        let is_wanted = || layers.get() < wanted_chunks * LAYERS;
+        let turn = generation.advance(&lab.engine, &is_wanted, &mut |emission| {
+            layers.set(layers.get() + usize::from(matches!(emission, Emission::LayerDone(_))));
+        });
+        (turn.map_err(|error| error.to_string()), layers.get())
+    };
+    let chunks = PROMPT_TOKENS as usize / 8;
+    let taken_back = "the request was taken back amid its prefill".to_owned();
+    assert_eq!(layers_until(2), (Err(taken_back), 2 * LAYERS));
+    assert_eq!(layers_until(chunks), (Ok(None), chunks * LAYERS));
+}
+
+#[test]
+fn a_prefill_beyond_the_working_memory_has_to_come_in_chunks() {
+    // Room for the cache, and for some tens of tokens at once.
+    let lab = Lab::serving(&["--max-cache", "1MB"]);
+    converse(async {
+        let mut link = lab.connect().await;
+        let mut whole = open(&vec![1; 200]);
+        whole.role = OpenRole::Whole;
+        link.say(Kind::Open, 1, &whole).await;
+        link.is_told(Kind::Refuse, "use --chunk-tokens").await;
+        whole.chunk_tokens = Some(32);
+        link.open(2, &whole).await;
+        for index in 0..OUTPUT_TOKENS {
+            let token = link.reader.expect::<TokenMessage>(Kind::Token).await;
+            assert_eq!(token.unwrap().1.index, index);
+        }
+        link.reader.expect::<Done>(Kind::Done).await.unwrap();
+        // One whose cache comes from elsewhere is prefilled there.
+        link.open(3, &open(&vec![1; 200])).await;
+        link.say_nothing_but(Kind::Cancel, 3).await;
+    });
+    lab.node.stop();
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub struct LimitArgs {
     /// Time for a frame that has begun, in either direction, beside --min-rate
     #[arg(long, default_value = "15", value_name = "SECONDS", value_parser = parse_seconds)]
     pub frame_timeout: Duration,
-    /// Slowest that a peer may send or read, in bytes a second
+    /// Slowest that a peer may send or read the bytes of a frame, in bytes a second, beside the
+    /// --frame-timeout that each frame has
     #[arg(long, default_value = "64KiB", value_name = "SIZE", value_parser = parse_size)]
     pub min_rate: u64,
 }

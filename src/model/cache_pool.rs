@@ -12,17 +12,43 @@ const CAPACITY_STEP_TOKENS: usize = 256;
 
 /// No room for another cache.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "a cache of {wanted_bytes} bytes does not fit: {in_use_bytes} of {limit_bytes} bytes are in \
-     use: try again later or send a shorter prompt"
-)]
-pub struct PoolFull {
-    /// Size of the refused cache.
-    pub wanted_bytes: usize,
-    /// Size of the caches that are out.
-    pub in_use_bytes: usize,
-    /// Size of all caches together at most.
-    pub limit_bytes: usize,
+pub enum PoolFull {
+    /// In the pool.
+    #[error(
+        "a cache of {wanted_bytes} bytes does not fit: {in_use_bytes} of {limit_bytes} bytes are \
+         in use: try again later or send a shorter prompt"
+    )]
+    Limit {
+        /// Size of the refused cache.
+        wanted_bytes: usize,
+        /// Size of the caches that are out.
+        in_use_bytes: usize,
+        /// Size of all caches together at most.
+        limit_bytes: usize,
+    },
+    /// In the machine.
+    #[error(
+        "the system does not give the {wanted_bytes} bytes of a cache: try again later, send a \
+         shorter prompt, or free memory on this machine"
+    )]
+    System {
+        /// Size of the refused cache.
+        wanted_bytes: usize,
+    },
+}
+
+impl PoolFull {
+    /// Whether the cache would fit if others were done.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Limit {
+                wanted_bytes,
+                limit_bytes,
+                ..
+            } => wanted_bytes <= limit_bytes,
+            Self::System { .. } => true,
+        }
+    }
 }
 
 /// A bounded pool of caches.
@@ -75,32 +101,56 @@ impl CachePool {
         is_kept: bool,
     ) -> Result<Pooled, PoolFull> {
         let capacity = tokens.max(1).next_multiple_of(CAPACITY_STEP_TOKENS);
-        let bytes = layout.bytes_per_token().saturating_mul(capacity);
-        let mut state = self.state();
-        let full = |state: &State| PoolFull {
-            wanted_bytes: bytes,
-            in_use_bytes: state.in_use_bytes,
-            limit_bytes: self.limit_bytes,
-        };
-        if state.in_use_bytes.saturating_add(bytes) > self.limit_bytes {
-            return Err(full(&state));
-        }
-        let fits = |c: &KvCache| c.layout() == layout && c.capacity_tokens() == capacity;
-        let cache = match state.free.iter().position(fits) {
-            Some(i) => state.free.swap_remove(i),
-            None => {
-                while state.in_use_bytes + state.free_bytes() + bytes > self.limit_bytes {
-                    state.free.pop();
+        let bytes = layout.bytes_per_token().saturating_mul(capacity).max(1);
+        // Fresh memory is touched outside the lock, which other threads wait for.
+        let cache = match self.reserve(layout, capacity, bytes)? {
+            Some(cache) => cache,
+            None => KvCache::allocate(layout, capacity).ok_or_else(|| {
+                self.state().in_use_bytes -= bytes;
+                PoolFull::System {
+                    wanted_bytes: bytes,
                 }
-                KvCache::new(layout, capacity)
-            }
+            })?,
         };
-        state.in_use_bytes += cache.memory_bytes();
         Ok(Pooled {
             cache: Some(cache),
             pool: Arc::clone(self),
             is_kept,
         })
+    }
+
+    /// Counts a cache of `bytes` as in use, and gives one that was used before, if there is one of
+    /// that shape; if not, makes room for it.
+    fn reserve(
+        &self,
+        layout: KvLayout,
+        capacity: usize,
+        bytes: usize,
+    ) -> Result<Option<KvCache>, PoolFull> {
+        // Freed behind the lock.
+        let mut evicted = Vec::new();
+        let mut state = self.state();
+        if state.in_use_bytes.saturating_add(bytes) > self.limit_bytes {
+            return Err(PoolFull::Limit {
+                wanted_bytes: bytes,
+                in_use_bytes: state.in_use_bytes,
+                limit_bytes: self.limit_bytes,
+            });
+        }
+        state.in_use_bytes += bytes;
+        let fits = |c: &KvCache| c.layout() == layout && c.capacity_tokens() == capacity;
+        if let Some(i) = state.free.iter().position(fits) {
+            return Ok(Some(state.free.swap_remove(i)));
+        }
+        while state.in_use_bytes.saturating_add(state.free_bytes()) > self.limit_bytes {
+            evicted.extend(state.free.pop());
+        }
+        Ok(None)
+    }
+
+    /// Bytes that all caches together take at most.
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
     }
 
     /// Bytes of the caches that are out.
@@ -157,6 +207,8 @@ impl Drop for Pooled {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::model::kv_cache::KvDtype;
 
@@ -194,9 +246,44 @@ mod tests {
         let small = pool.take(LAYOUT, 256).unwrap();
         let large = pool.take(LAYOUT, 512).unwrap();
         let refused = pool.take(LAYOUT, 1).unwrap_err();
-        assert_eq!((refused.wanted_bytes, refused.in_use_bytes), (1024, 3072));
+        let wanted = "a cache of 1024 bytes does not fit: 3072 of 3072 bytes are in use";
+        assert!(refused.to_string().starts_with(wanted), "{refused}");
+        assert!(refused.may_pass());
+        assert!(!pool.take(LAYOUT, 769).unwrap_err().may_pass());
         drop((small, large));
         let whole = pool.take(LAYOUT, 768).unwrap();
         assert_eq!(whole.memory_bytes(), 3072);
+    }
+
+    #[test]
+    fn memory_that_the_system_does_not_give_is_refused_and_not_counted() {
+        let pool = CachePool::new(usize::MAX);
+        // More than an allocation may have, and more than any machine addresses.
+        for tokens in [1 << 61, 1 << 60] {
+            let refused = pool.take(LAYOUT, tokens).unwrap_err();
+            assert!(matches!(refused, PoolFull::System { .. }), "{refused}");
+            assert_eq!(pool.in_use_bytes(), 0);
+        }
+        assert!(pool.take(LAYOUT, 1).is_ok());
+    }
+
+    #[test]
+    fn nobody_waits_while_fresh_memory_is_touched() {
+        // A quarter of a gigabyte: as many page faults as take tens of milliseconds.
+        let pool = CachePool::new(1 << 28);
+        let (started, mut answered) = (Instant::now(), None);
+        let taking = std::thread::spawn({
+            let pool = Arc::clone(&pool);
+            move || pool.take(LAYOUT, 1 << 26).unwrap()
+        });
+        while !taking.is_finished() {
+            if pool.in_use_bytes() > 0 {
+                answered.get_or_insert_with(|| started.elapsed());
+            }
+        }
+        let took = started.elapsed();
+        assert_eq!(taking.join().unwrap().memory_bytes(), 1 << 28);
+        let answered = answered.unwrap();
+        assert!(answered < took * 9 / 10, "{answered:?} of {took:?}");
     }
 }

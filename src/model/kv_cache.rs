@@ -12,7 +12,7 @@
     reason = "disjoint token ranges of one buffer are written and read at once"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
@@ -197,30 +197,38 @@ unsafe impl Send for KvCache {}
 unsafe impl Sync for KvCache {}
 
 impl KvCache {
-    /// Allocates a cache of `capacity_tokens` and touches every page of it, so that no page is
-    /// faulted in during a timed transfer.
+    /// As [`KvCache::allocate`], for a size of the caller's own that the machine must have.
+    ///
+    /// # Panics
+    ///
+    /// Where it does not have it.
     pub fn new(layout: KvLayout, capacity_tokens: usize) -> Self {
-        let bytes = (layout.bytes_per_token() * capacity_tokens).max(1);
-        let memory_layout = Layout::from_size_align(bytes, PAGE_BYTES)
-            .expect("a cache is bounded by the context length and far below isize::MAX");
+        Self::allocate(layout, capacity_tokens).expect("a small cache fits the machine's memory")
+    }
+
+    /// Allocates a cache of `capacity_tokens` and touches every page of it, so that no page is
+    /// faulted in during a timed transfer; none where the system does not give the memory.
+    pub fn allocate(layout: KvLayout, capacity_tokens: usize) -> Option<Self> {
+        let bytes = layout
+            .bytes_per_token()
+            .checked_mul(capacity_tokens)?
+            .max(1);
+        let memory_layout = Layout::from_size_align(bytes, PAGE_BYTES).ok()?;
         // SAFETY: the size is not zero.
-        let pointer = unsafe { alloc_zeroed(memory_layout) };
-        let Some(memory) = NonNull::new(pointer) else {
-            handle_alloc_error(memory_layout)
-        };
+        let memory = NonNull::new(unsafe { alloc_zeroed(memory_layout) })?;
         for offset in (0..bytes).step_by(PAGE_BYTES) {
             // SAFETY: `offset` is inside the allocation; volatile so that the write of a zero to
             // zeroed memory is not optimised away.
             unsafe { memory.add(offset).write_volatile(0) };
         }
-        Self {
+        Some(Self {
             layout,
             capacity_tokens,
             memory,
             memory_layout,
             layers: (0..layout.n_layers).map(|_| Mutex::default()).collect(),
             on_device: Mutex::default(),
-        }
+        })
     }
 
     /// Shape and element type.
@@ -351,7 +359,7 @@ impl KvCache {
 
 impl Drop for KvCache {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout.
+        // SAFETY: allocated in `allocate` with this very layout.
         unsafe { dealloc(self.memory.as_ptr(), self.memory_layout) }
     }
 }

@@ -204,6 +204,25 @@ impl ModelShape {
         weights.fold(0, u64::saturating_add)
     }
 
+    /// Bytes of working memory that a prefill takes at most for each token of a chunk: between the
+    /// weights and the caches all is f32, and as wide as the widest layer.
+    pub fn prefill_bytes_per_token(&self) -> u64 {
+        let [hidden, feed_forward, heads, kv_heads, head_dim] = [
+            self.hidden,
+            self.feed_forward,
+            self.n_heads,
+            self.n_kv_heads,
+            self.head_dim,
+        ]
+        .map(|n| n as u64);
+        let (q, kv) = (heads * head_dim, 2 * kv_heads * head_dim);
+        // Candle's products are there in parts, joined, and copied.
+        let products = 3 * (2 * feed_forward).max(q + kv).max(hidden);
+        // The residual stream and its norm; queries, and twice what attention gives; the
+        // activation; K and V of a layer, widened.
+        4 * (2 * hidden + 3 * q + feed_forward + kv + products)
+    }
+
     /// Layout of a cache for this model.
     pub fn kv_layout(&self, dtype: KvDtype) -> KvLayout {
         KvLayout {

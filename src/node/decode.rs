@@ -408,13 +408,15 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
                 return ControlFlow::Break(());
             };
             // Nobody wants the rest; the cache goes back to the pool with this job.
-            if cancelled.load(Ordering::Relaxed) {
+            let is_wanted = || !cancelled.load(Ordering::Relaxed);
+            if !is_wanted() {
                 return ControlFlow::Break(());
             }
             let mut emit = |emission| {
                 let _ = sender.send(emission);
             };
-            let Some(ended) = generation.advance(engine, &mut emit).transpose() else {
+            let turn = generation.advance(engine, &is_wanted, &mut emit);
+            let Some(ended) = turn.transpose() else {
                 return ControlFlow::Continue(());
             };
             let Some((sender, report)) = ends.take() else {

@@ -185,13 +185,14 @@ impl Drop for Proofs {
     }
 }
 
-/// Prefills the cache and chooses the first token.
+/// Prefills the cache and chooses the first token; fails at the next chunk once nobody wants it.
 pub fn prefill(
     engine: &Engine,
     request: &Request,
     (cache, landing): (&KvCache, Landing),
     clock: Clock,
     proofs: &mut Proofs,
+    is_wanted: &dyn Fn() -> bool,
     emit: &mut dyn FnMut(Emission),
 ) -> anyhow::Result<u32> {
     emit(Emission::Event(clock.event(EventName::PrefillStart)));
@@ -212,7 +213,11 @@ pub fn prefill(
         emit(Emission::LayerDone(done));
     };
     let prompt = &request.prompt;
-    let logits = engine.prefill_to(landing, prompt, chunk, cache, on_layer, || Ok(()))?;
+    let goes_on = || {
+        anyhow::ensure!(is_wanted(), "the request was taken back amid its prefill");
+        Ok(())
+    };
+    let logits = engine.prefill_to(landing, prompt, chunk, cache, on_layer, goes_on)?;
     emit(Emission::Event(clock.event(EventName::PrefillEnd)));
     Ok(choose(logits, 0, proofs, emit))
 }
@@ -263,15 +268,18 @@ impl Generation {
         self.proofs.finish()
     }
 
-    /// Takes a turn; gives how the request ended once it has.
+    /// Takes a turn; gives how the request ended once it has. A prefill in chunks fails between two
+    /// of them once nobody wants it.
     pub fn advance(
         &mut self,
         engine: &Engine,
+        is_wanted: &dyn Fn() -> bool,
         emit: &mut dyn FnMut(Emission),
     ) -> anyhow::Result<Option<Finish>> {
         let Some((token, index)) = self.latest else {
             let (request, place) = (&self.request, (&**self.cache, Landing::InPlace));
-            let first = prefill(engine, request, place, self.clock, &mut self.proofs, emit)?;
+            let (clock, proofs) = (self.clock, &mut self.proofs);
+            let first = prefill(engine, request, place, clock, proofs, is_wanted, emit)?;
             self.latest = Some((first, 0));
             return Ok(self.end(engine));
         };

@@ -49,6 +49,7 @@ pub async fn on_one_node(
                 (&*running_cache, Landing::InPlace),
                 clock,
                 &mut proofs,
+                &|| true,
                 &mut ignored,
             )?;
             moments.token(clock.now_ns(), token);

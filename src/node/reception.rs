@@ -15,7 +15,14 @@ use super::generation::Clock;
 use crate::metrics::{Event, EventName};
 use crate::model::cache_pool::Pooled;
 use crate::model::kv_int8::{WireRows, dequantise};
+use crate::wire::frame::MAX_DONE_BYTES;
 use crate::wire::{FrameReader, Header};
+
+/// Bytes that the landing of a piece takes in a DONE at most, and some for the rest of it.
+pub const LANDED_BYTES_IN_DONE: u64 = 128;
+
+/// Most pieces of one request: DONE tells of each, and before it each is an event in memory.
+const MAX_PIECES: usize = (MAX_DONE_BYTES / LANDED_BYTES_IN_DONE) as usize;
 
 /// A request whose cache is arriving.
 pub struct Reception {
@@ -88,6 +95,13 @@ impl Reception {
                 "a piece of tokens {start}..{} is outside the prompt of {} tokens",
                 start.saturating_add(count),
                 self.prompt_tokens
+            )));
+        }
+        if self.state().events.len() >= MAX_PIECES {
+            return Err(Abort::Failed(format!(
+                "request {} came in more than {MAX_PIECES} pieces, the most that DONE can tell of: \
+                 send larger ones",
+                self.number
             )));
         }
         let layer = header.layer as usize;
@@ -178,8 +192,8 @@ pub struct SharedSession {
     current: Mutex<Option<Arc<Reception>>>,
     /// Number of the latest request whose pieces were taken.
     latest: AtomicU64,
-    /// Never sent to; its end tells joined connections that the first one is gone.
-    open: watch::Sender<()>,
+    /// Whether it can be joined; that it is not, or its end, tells joined connections to go.
+    open: watch::Sender<bool>,
 }
 
 impl SharedSession {
@@ -202,12 +216,12 @@ impl SharedSession {
         !is_current && number <= self.latest.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the session's first connection is gone.
+    /// Resolves when the session's first connection is gone or has joined another session.
     pub fn closed(&self) -> impl Future<Output = ()> + use<> {
         let mut watched = self.open.subscribe();
         async move {
             // An error means that the sender is gone.
-            while watched.changed().await.is_ok() {}
+            let _ = watched.wait_for(|open| !open).await;
         }
     }
 }
@@ -223,7 +237,7 @@ impl Sessions {
             id,
             current: Mutex::default(),
             latest: AtomicU64::new(0),
-            open: watch::Sender::new(()),
+            open: watch::Sender::new(true),
         });
         let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
         all.retain(|_, session| session.strong_count() > 0);
@@ -231,9 +245,64 @@ impl Sessions {
         session
     }
 
+    /// Closes a session to others, and lets those go that have joined it.
+    pub fn close(&self, session: &SharedSession) {
+        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        all.remove(&session.id);
+        session.open.send_replace(false);
+    }
+
     /// A session that is open.
     pub fn find(&self, id: u64) -> Option<Arc<SharedSession>> {
         let all = self.0.lock().unwrap_or_else(|e| e.into_inner());
         all.get(&id)?.upgrade()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Node;
+    use crate::model::cache_pool::CachePool;
+    use crate::model::kv_cache::{KvDtype, KvLayout};
+    use crate::wire::{FrameWriter, PieceHeader};
+
+    #[tokio::test]
+    async fn more_pieces_than_done_can_tell_of_fail_the_request() {
+        let layout = KvLayout {
+            n_layers: 1,
+            n_kv_heads: 1,
+            head_dim: 1,
+            dtype: KvDtype::F32,
+        };
+        let cache = Arc::new(CachePool::new(1 << 20).take(layout, 2).unwrap());
+        let clock = Clock::start(Node::Decode);
+        let reception = Reception::new(1, 2, cache, WireRows::Same, clock, None);
+        let mut frames = Vec::new();
+        for token_start in 0..2 {
+            let run = PieceHeader {
+                session: 1,
+                request: 1,
+                layer: 0,
+                token_start,
+                token_count: 1,
+            };
+            let mut writer = FrameWriter::new(&mut frames);
+            writer.write_piece(run, &[0; 8]).await.unwrap();
+        }
+        let mut reader = FrameReader::new(&frames[..]);
+        reception.state().events = vec![clock.event(EventName::PieceLanded); MAX_PIECES - 1];
+        let mut outcomes = Vec::new();
+        for _ in 0..2 {
+            let header = reader.read_header().await.unwrap();
+            let mut unused = Vec::new();
+            let taken = reception.take_piece(&mut reader, &header, 0, &mut unused);
+            outcomes.push(taken.await);
+        }
+        assert!(outcomes[0].is_ok(), "{outcomes:?}");
+        assert!(
+            matches!(&outcomes[1], Err(Abort::Failed(why)) if why.contains("524288 pieces")),
+            "{outcomes:?}"
+        );
     }
 }

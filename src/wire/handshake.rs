@@ -36,7 +36,7 @@ pub const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 pub struct Session {
     /// The session, numbered at random by the decode node; every later frame carries it.
     pub id: u64,
-    /// What the peer said of itself.
+    /// What the peer said of itself, on the decode node without its environment.
     pub peer: Introduction,
     /// Time of the last exchange of the handshake: one round trip and a hash.
     pub rtt: Duration,
@@ -124,7 +124,10 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let (_, theirs) = reader.expect::<Hello>(Kind::Hello).await?;
+    let (_, mut theirs) = reader.expect::<Hello>(Kind::Hello).await?;
+    // It goes into no record here, and its parsed form can be a hundred times what was sent: nobody
+    // who has proven nothing yet may have that kept.
+    theirs.introduction.environment = serde_json::Value::Null;
     compatible(&theirs.introduction, ours)?;
     tokens_on_both_sides(theirs.auth_required, token.is_some())?;
 

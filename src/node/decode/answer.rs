@@ -85,3 +85,24 @@ fn to_wire(event: &Event) -> message::Event {
         t_ns: event.t_ns,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Node;
+    use crate::node::generation::Clock;
+    use crate::node::reception::LANDED_BYTES_IN_DONE;
+
+    #[test]
+    fn a_piece_takes_no_more_of_done_than_is_reckoned() {
+        let landed = Event {
+            layer: Some(u32::MAX),
+            token_start: Some(u32::MAX),
+            stream: Some(u32::MAX),
+            t_ns: u64::MAX,
+            ..Clock::start(Node::Decode).event(EventName::PieceLanded)
+        };
+        let with_comma = serde_json::to_vec(&to_wire(&landed)).unwrap().len() as u64 + 1;
+        assert!(with_comma < LANDED_BYTES_IN_DONE, "{with_comma}");
+    }
+}

@@ -14,6 +14,9 @@ use crate::wire::{Header, Kind, WireError};
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
     /// Brings pieces of another connection's requests from now on.
     pub(super) async fn join(&mut self, join: Join) -> Result<(), Abort> {
+        // Connections that join themselves or each other would wait for each other's end for ever:
+        // one that joins is no session of its own any more.
+        self.node.sessions.close(&self.shared);
         let Some(session) = self.node.sessions.find(join.session) else {
             let refuse = Refuse {
                 code: RefuseCode::BadRequest,

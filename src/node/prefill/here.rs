@@ -32,7 +32,7 @@ pub async fn single(node: &PrefillNode, request: &Request) -> anyhow::Result<Out
             }
             Emission::LayerDone(_) => {}
         };
-        let Some(ended) = generation.advance(engine, &mut emit).transpose() else {
+        let Some(ended) = generation.advance(engine, &|| true, &mut emit).transpose() else {
             return ControlFlow::Continue(());
         };
         let all = (std::mem::take(&mut events), std::mem::take(&mut tokens));
@@ -78,7 +78,15 @@ pub(super) fn start_prefill(
             let _ = sender.send(emission);
         };
         let place = (&**cache, Landing::Host);
-        let outcome = generation::prefill(engine, &work, place, clock, &mut proofs, &mut emit);
+        let outcome = generation::prefill(
+            engine,
+            &work,
+            place,
+            clock,
+            &mut proofs,
+            &|| true,
+            &mut emit,
+        );
         drop((sender, cache));
         let _ = report.send(outcome.map(|_| proofs));
     });
