@@ -1,5 +1,5 @@
 use super::*;
-use crate::metrics::{Arm, Transfer};
+use crate::metrics::{Arm, Event, EventName, Transfer};
 use crate::report::fixture::{record, usual_case};
 use crate::wire::message::KvDtype;
 
@@ -243,3 +243,30 @@ fn gates_that_say_nothing_are_refused() {
         );
     }
 }
+#[test]
+fn a_gate_in_percent_breaks_where_the_old_median_is_zero() {
+    // A cache that goes layer by layer behind prefill may be waited for not at all.
+    let mut hidden = run();
+    let samples = hidden.cases.iter_mut().flat_map(|c| &mut c.samples);
+    for sample in samples.filter(|s| s.arm == Arm::Split) {
+        let of = |name| {
+            (sample.events.iter())
+                .find(|e| e.name == name)
+                .map(|e| e.t_ns)
+        };
+        let end_ns = of(EventName::PrefillEnd).unwrap();
+        let acknowledged = |e: &&mut Event| e.name == EventName::PieceAcknowledged;
+        (sample.events.iter_mut().filter(acknowledged)).for_each(|e| e.t_ns = end_ns);
+    }
+    let comparison = compared(&hidden, &run());
+    let exposed = figure(&comparison, 1, Arm::Split, "exposed_transfer_ms");
+    assert_eq!((exposed.old, exposed.change.pct), (0.0, None));
+    let broken = |text: &str, comparison| gate(text).broken_by(comparison).unwrap();
+    let sentences = broken("split.exposed_transfer_ms>5%", &comparison);
+    assert_eq!(sentences.len(), 2, "{sentences:?}");
+    assert!(sentences[1].contains("changed by -, +9.4"), "{sentences:?}");
+    assert!(broken("split.exposed_transfer_ms<-5%", &comparison).is_empty());
+    let unchanged = compared(&hidden, &hidden);
+    assert!(broken("split.exposed_transfer_ms>0%", &unchanged).is_empty());
+}
+
