@@ -27,7 +27,7 @@ pub use range::Range;
 pub use score::{EXPOSED_ERROR_SHARE, ScoredChange, ScoredRow, against_no_transfer, score};
 pub use surface::{Column, SURFACE_RATES_GBPS, Surface, surface};
 pub use transport::{Transport, sources};
-pub use trust::distrust;
+pub use trust::{distrust, distrust_of_fit};
 pub use unmeasured::{Carried, Unmeasured, WithoutModel};
 
 #[cfg(test)]
