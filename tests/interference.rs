@@ -222,6 +222,11 @@ fn sees_the_scene_in_every_arm(place: &Workplace, out: &str) {
     for sample in &all.samples {
         let moments = sample.moments.as_ref().unwrap();
         is_sound(moments, all.comes_after_tokens as usize);
+        // Its cache goes over the link in the split alone, and the scene lasts until it is there.
+        let is_sent = sample.arm == Arm::Split;
+        let landed_ns = moments.newcomer_landed_ns;
+        assert_eq!(landed_ns.is_some(), is_sent);
+        assert!(landed_ns.is_none_or(|t_ns| t_ns > moments.newcomer_start_ns));
         let during = (moments.token_ns.iter())
             .filter(|t| (moments.newcomer_start_ns..moments.newcomer_first_token_ns).contains(t))
             .count();
