@@ -37,13 +37,13 @@ pub fn alarms(record: &Record, cases: &[SummaryCase]) -> Vec<String> {
         link::cold_connections(cases),
         link::others_in_flight(record),
         link::retried_connections(record),
-        machine::slow_compute(record, cases),
         machine::one_core(record),
         machine::shared_cores(record),
     ]
     .into_iter()
     .flatten()
     .chain(sittings(record))
+    .chain(machine::slow_compute(record, cases))
     .chain(machine::other_load(record))
     .chain(machine::frequency(record))
     .chain(baseline(record))

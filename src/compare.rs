@@ -12,10 +12,11 @@ pub use gate::Gate;
 
 use serde::{Deserialize, Serialize};
 
+use crate::environment::{Environment, NetworkInterface};
 use crate::metrics::changes::ArmKey;
 use crate::metrics::figures::Figures;
-use crate::metrics::{Case, Record, SCHEMA_VERSION, Sample, Status};
-use crate::report::number::count;
+use crate::metrics::{Case, LinkRecord, Record, SCHEMA_VERSION, Sample, Status};
+use crate::report::number::{count, significant};
 use crate::stats::Change;
 
 /// A figure of a request.
@@ -267,6 +268,9 @@ fn figures(
     FIGURES.iter().filter_map(compared).collect()
 }
 
+/// Fitted rates that are further apart are not of one link: fits of one repeat more closely.
+const OTHER_RATE_FACTOR: f64 = 1.5;
+
 /// What makes the comparison doubtful without forbidding it.
 fn warnings(old: &Record, new: &Record) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -290,28 +294,6 @@ fn warnings(old: &Record, new: &Record) -> Vec<String> {
             format!("{} ({})", d.host.hostname, d.host.machine_id)
         })
     });
-    compare("processor", &|r| {
-        r.environment
-            .prefill
-            .processor
-            .model
-            .clone()
-            .unwrap_or_else(unknown)
-    });
-    compare("device", &|r| {
-        let device = r.environment.prefill.device.as_ref();
-        device.map_or("cpu".into(), ToString::to_string)
-    });
-    compare("build", &|r| {
-        let build = &r.environment.prefill.build;
-        format!(
-            "{} {} {}",
-            build.git_revision, build.profile, build.target_features
-        )
-    });
-    compare("number of threads", &|r| {
-        r.environment.prefill.threads.to_string()
-    });
     compare("link", &|r| {
         let Some(link) = &r.link else {
             return "none".into();
@@ -324,6 +306,8 @@ fn warnings(old: &Record, new: &Record) -> Vec<String> {
             control.unwrap_or_else(unknown)
         )
     });
+    warnings.extend(other_nodes(old, new));
+    warnings.extend(other_line(old, new));
     for (which, run) in [("old", old), ("new", new)] {
         if run.run.status != Status::Complete {
             warnings.push(format!("the {which} run is not complete"));
@@ -333,6 +317,83 @@ fn warnings(old: &Record, new: &Record) -> Vec<String> {
                 "the outputs of the {which} run differ: its times answer nothing"
             ));
         }
+    }
+    warnings
+}
+
+/// A property of a node.
+type OfNode = fn(&Environment) -> String;
+
+/// What of a node makes its times others.
+const OF_NODES: [(&str, OfNode); 4] = [
+    ("processor", |node| {
+        let model = node.processor.model.clone();
+        model.unwrap_or_else(|| "unknown".to_owned())
+    }),
+    ("device", |node| {
+        let device = node.device.as_ref();
+        device.map_or("cpu".into(), ToString::to_string)
+    }),
+    ("build", |node| {
+        let build = &node.build;
+        format!(
+            "{} {} {}",
+            build.git_revision, build.profile, build.target_features
+        )
+    }),
+    ("number of threads", |node| node.threads.to_string()),
+];
+
+/// What is another of the nodes; what is another of both alike is said once.
+fn other_nodes(old: &Record, new: &Record) -> Vec<String> {
+    let (old, new) = (&old.environment, &new.environment);
+    let mut warnings = Vec::new();
+    for (what, of) in OF_NODES {
+        let prefill = (of(&old.prefill), of(&new.prefill));
+        let decode = old.decode.as_ref().zip(new.decode.as_ref());
+        let decode = decode.map(|(old, new)| (of(old), of(new)));
+        let mut compare = |whose: &str, (then, now): &(String, String)| {
+            if then != now {
+                warnings.push(format!("another {what}{whose}: {then} then, {now} now"));
+            }
+        };
+        match decode {
+            Some(decode) if decode != prefill => {
+                compare(" of the prefill node", &prefill);
+                compare(" of the decode node", &decode);
+            }
+            _ => compare("", &prefill),
+        }
+    }
+    warnings
+}
+
+/// What is another of the line under the connection, as far as both runs know it.
+fn other_line(old: &Record, new: &Record) -> Vec<String> {
+    let Some((old, new)) = old.link.as_ref().zip(new.link.as_ref()) else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    let interfaces = old.interface.as_ref().zip(new.interface.as_ref());
+    let mut compare = |what: &str, unit: &str, of: fn(&NetworkInterface) -> Option<u64>| {
+        let both = interfaces.and_then(|(old, new)| of(old).zip(of(new)));
+        if let Some((then, now)) = both.filter(|(then, now)| then != now) {
+            warnings.push(format!(
+                "another {what}: {then} {unit} then, {now} {unit} now"
+            ));
+        }
+    };
+    compare("speed of the interface", "Mbit/s", |i| i.speed_mbps);
+    compare("MTU of the interface", "bytes", |i| i.mtu_bytes);
+    let rate = |link: &LinkRecord| link.fit.as_ref()?.beta_gbps;
+    if let Some((then, now)) = rate(old).zip(rate(new))
+        && then.max(now) > OTHER_RATE_FACTOR * then.min(now)
+    {
+        warnings.push(format!(
+            "another fitted rate of the link: {} Gbps then, {} Gbps now",
+            significant(then, 3),
+            significant(now, 3)
+        ));
     }
     warnings
 }

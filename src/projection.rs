@@ -29,7 +29,7 @@ pub use score::{
 };
 pub use surface::{Column, SURFACE_RATES_GBPS, Surface, surface};
 pub use transport::{Transport, sources};
-pub use trust::distrust;
+pub use trust::{distrust, distrust_of_fit};
 pub use unmeasured::{Carried, Unmeasured, WithoutModel};
 
 #[cfg(test)]

@@ -145,7 +145,10 @@ fn unlike_runs_are_refused_and_other_hosts_warned_of() {
     });
     let (stdout, _) = ends(&compare(&recorded(), elsewhere.path(), &[]), 0);
     assert!(stdout.contains("! another prefill host: vm ("), "{stdout}");
-    assert!(stdout.contains("! another build: "), "{stdout}");
+    assert!(
+        stdout.contains("! another build of the prefill node: "),
+        "{stdout}"
+    );
 }
 
 #[test]

@@ -3,6 +3,9 @@
 mod tiny_model;
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::Duration;
 
 use disagg_bench::cores::{self, CoreList};
 use disagg_bench::metrics::interference::{InterferenceSample, Moments};
@@ -222,6 +225,11 @@ fn sees_the_scene_in_every_arm(place: &Workplace, out: &str) {
     for sample in &all.samples {
         let moments = sample.moments.as_ref().unwrap();
         is_sound(moments, all.comes_after_tokens as usize);
+        // Its cache goes over the link in the split alone, and the scene lasts until it is there.
+        let is_sent = sample.arm == Arm::Split;
+        let landed_ns = moments.newcomer_landed_ns;
+        assert_eq!(landed_ns.is_some(), is_sent);
+        assert!(landed_ns.is_none_or(|t_ns| t_ns > moments.newcomer_start_ns));
         let during = (moments.token_ns.iter())
             .filter(|t| (moments.newcomer_start_ns..moments.newcomer_first_token_ns).contains(t))
             .count();
@@ -340,5 +348,68 @@ fn a_resumed_run_keeps_what_was_seen_of_the_scene_and_sees_the_rest() {
         .collect();
     assert_eq!(seen.len(), 3 * 2, "each arm once a round: {seen:?}");
     assert_eq!(BTreeSet::from_iter(seen).len(), 3 * 2);
+    node.stop();
+}
+
+/// Passes the bytes of any number of connections on, those to the decode node at a rate.
+struct SlowLink {
+    address: String,
+}
+
+impl SlowLink {
+    fn start(decode_node: &str, bytes_per_s: u32) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let upstream = decode_node.to_owned();
+        // It ends with the process, and each connection with its ends.
+        std::thread::spawn(move || {
+            for prefill in listener.incoming() {
+                let (prefill, decode) = (prefill.unwrap(), TcpStream::connect(&upstream).unwrap());
+                let back = [decode.try_clone().unwrap(), prefill.try_clone().unwrap()];
+                std::thread::spawn(move || pass([prefill, decode], Some(bytes_per_s)));
+                std::thread::spawn(move || pass(back, None));
+            }
+        });
+        Self { address }
+    }
+}
+
+fn pass([mut from, mut to]: [TcpStream; 2], bytes_per_s: Option<u32>) {
+    to.set_nodelay(true).unwrap();
+    let mut bytes = [0; 4096];
+    while let Ok(n @ 1..) = from.read(&mut bytes) {
+        let takes = bytes_per_s.map(|per_s| Duration::from_secs(n as u64) / per_s);
+        std::thread::sleep(takes.unwrap_or_default());
+        if to.write_all(&bytes[..n]).is_err() {
+            break;
+        }
+    }
+    // An error means that it is closed already.
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn over_a_slow_link_the_scene_lasts_until_the_cache_is_there() {
+    let Some((one, other)) = two_cores() else {
+        return skipped("interference", "fewer than two cores");
+    };
+    let place = Workplace::new();
+    let node = place.serve(&["--cores", &other]);
+    // 115 KB of cache take 29 ms.
+    let link = SlowLink::start(&node.address, 4_000_000);
+    let split = ["split", "--interference", "--cores", &one, "--out", "run"];
+    let arguments = [&split[..], &["--peer", &link.address], &SHORT].concat();
+    place.run(&arguments).exits(0);
+    let all = place.record("run").interference.unwrap();
+    let split = all.samples.iter().filter(|s| s.arm == Arm::Split);
+    let moments: Vec<&Moments> = split.filter_map(|s| s.moments.as_ref()).collect();
+    for moments in &moments {
+        let landed_ns = moments.newcomer_landed_ns.unwrap();
+        let took_ns = landed_ns - moments.newcomer_start_ns;
+        assert!(took_ns > 28_000_000, "{moments:?}");
+    }
+    // The running sequence is long enough to see it, unless something else slows a scene down.
+    let sees_it = |m: &&Moments| m.token_ns.last().copied() > m.newcomer_landed_ns;
+    assert!(moments.into_iter().any(|m| sees_it(&m)), "{all:?}");
     node.stop();
 }

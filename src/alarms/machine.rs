@@ -1,8 +1,8 @@
 //! Of the machines: builds, load, frequency, cores, and whether compute is as fast as it should be.
 
 use crate::environment::{Activity, Environment};
-use crate::metrics::summary::SummaryCase;
-use crate::metrics::{Look, OtherLoad, Record};
+use crate::metrics::summary::{SummaryArm, SummaryCase};
+use crate::metrics::{Arm, Look, Node, OtherLoad, Record};
 use crate::report::number::significant;
 
 /// Share of a machine's cores that other programs may take.
@@ -136,27 +136,55 @@ pub(super) fn frequency(record: &Record) -> Vec<String> {
         .collect()
 }
 
-/// Whether prefill is so slow that the transfer looks cheaper than it is.
-pub(super) fn slow_compute(record: &Record, cases: &[SummaryCase]) -> Option<String> {
-    let processor = &record.environment.prefill.processor;
+/// Where prefill is so slow that the transfer looks cheaper than it is: each node by what it
+/// prefilled itself.
+pub(super) fn slow_compute(record: &Record, cases: &[SummaryCase]) -> Vec<String> {
+    let nodes = [
+        (Node::Prefill, Some(&record.environment.prefill)),
+        (Node::Decode, record.environment.decode.as_ref()),
+    ];
+    let sentence = |(node, environment): (Node, Option<&Environment>)| {
+        let layer_weights = record.model.layer_weights?;
+        slow_compute_of(node, environment?, layer_weights, cases)
+    };
+    nodes.into_iter().filter_map(sentence).collect()
+}
+
+fn slow_compute_of(
+    node: Node,
+    environment: &Environment,
+    layer_weights: u64,
+    cases: &[SummaryCase],
+) -> Option<String> {
+    let processor = &environment.processor;
     let (_, floor) =
         (COMPUTE_FLOORS.iter()).find(|(set, _)| processor.instruction_set.contains(set))?;
-    let operations_per_token = 2.0 * record.model.layer_weights? as f64;
-    let threads = record.environment.prefill.threads.max(1) as f64;
-    let rates = super::arms(cases).filter_map(|(case, arm)| {
-        let prefill_ms = arm.prefill_ms?.median;
-        let operations = operations_per_token * f64::from(case.prompt_tokens);
-        (case.prompt_tokens >= COMPUTE_MIN_TOKENS && prefill_ms >= COMPUTE_MIN_MS)
-            .then(|| operations / (prefill_ms * 1e6) / threads)
-    });
+    let operations_per_token = 2.0 * layer_weights as f64;
+    let threads = environment.threads.max(1) as f64;
+    let prefilled_here = |arm: &SummaryArm| node_that_prefilled(arm) == node;
+    let rates =
+        (super::arms(cases).filter(|(_, arm)| prefilled_here(arm))).filter_map(|(case, arm)| {
+            let prefill_ms = arm.prefill_ms?.median;
+            let operations = operations_per_token * f64::from(case.prompt_tokens);
+            (case.prompt_tokens >= COMPUTE_MIN_TOKENS && prefill_ms >= COMPUTE_MIN_MS)
+                .then(|| operations / (prefill_ms * 1e6) / threads)
+        });
     // Of several lengths the fastest: long ones spend more on attention, which is not counted.
     let fastest = rates.max_by(f64::total_cmp)?;
     (fastest < *floor).then(|| {
         format!(
-            "prefill reaches {} GFLOP/s a thread where common engines reach more than {} on {}, so the transfer looks cheaper than it is: check the build, --threads and other load",
+            "the {node} node prefills at {} GFLOP/s a thread where common engines reach more than {} on {}, so the transfer looks cheaper than it is: check its build, --threads and other load",
             significant(fastest, 3),
             significant(4.0 * floor, 2),
             processor.instruction_set,
         )
     })
+}
+
+/// A split prefills on the prefill node, a single node itself.
+fn node_that_prefilled(arm: &SummaryArm) -> Node {
+    match arm.arm {
+        Arm::Single => arm.node,
+        Arm::Split => Node::Prefill,
+    }
 }

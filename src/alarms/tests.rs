@@ -1,6 +1,6 @@
 use super::*;
 use crate::environment::{Activity, MemoryCopy, NetworkInterface};
-use crate::metrics::{Arm, Look};
+use crate::metrics::{Arm, EventName, Look, Node, Sample};
 use crate::report::fixture::{Times, case, failed, record, usual_case};
 
 fn alarms(record: &Record) -> Vec<String> {
@@ -321,7 +321,7 @@ fn slow_compute_is_named_by_instruction_set() {
     let slow = with(7_900_000, "x86-64 avx512-vnni");
     assert!(
         only_alarm(&slow).starts_with(
-            "prefill reaches 7.90 GFLOP/s a thread where common engines reach more than 32"
+            "the prefill node prefills at 7.90 GFLOP/s a thread where common engines reach more than 32"
         ),
         "{}",
         only_alarm(&slow)
@@ -334,4 +334,56 @@ fn slow_compute_is_named_by_instruction_set() {
     let mut short = with(1, "x86-64 avx2");
     short.cases = vec![usual_case(64)];
     assert!(alarms(&short).is_empty());
+}
+
+/// Prefill of 512 tokens on two threads of AVX2: at the usual case's speed on the prefill node, and
+/// so many times as fast on the decode node alone.
+fn with_unlike_nodes(layer_weights: u64, decode_is_faster: u64) -> Record {
+    let mut case = usual_case(512);
+    let single = case.samples.iter().filter(|s| s.arm == Arm::Single);
+    let mut on_decode: Vec<Sample> = single.cloned().collect();
+    for sample in &mut on_decode {
+        sample.node = Node::Decode;
+        for event in &mut sample.events {
+            event.t_ns /= decode_is_faster;
+            if !matches!(event.name, EventName::RequestStart | EventName::Token) {
+                event.clock = Node::Decode;
+            }
+        }
+    }
+    case.samples.extend(on_decode);
+    let mut record = record(vec![case]);
+    record.model.layer_weights = Some(layer_weights);
+    record.environment.prefill.processor.instruction_set = "x86-64 avx2".into();
+    let decode = record.environment.decode.as_mut().unwrap();
+    decode.processor.instruction_set = "x86-64 avx2".into();
+    record
+}
+
+#[test]
+fn a_fast_decode_node_hides_no_slow_prefill_node() {
+    // 3.9 GFLOP/s a thread here, five times that there.
+    let record = with_unlike_nodes(3_900_000, 5);
+    assert!(
+        only_alarm(&record).starts_with("the prefill node prefills at 3.90 GFLOP/s a thread"),
+        "{}",
+        only_alarm(&record)
+    );
+}
+
+#[test]
+fn a_slow_decode_node_is_judged_by_its_own_processor_and_threads() {
+    assert!(alarms(&with_unlike_nodes(4_100_000, 1)).is_empty());
+    let mut slow = with_unlike_nodes(4_100_000, 1);
+    slow.environment.decode.as_mut().unwrap().threads = 4;
+    assert!(
+        only_alarm(&slow).starts_with(
+            "the decode node prefills at 2.05 GFLOP/s a thread where common engines reach more than 16"
+        ),
+        "{}",
+        only_alarm(&slow)
+    );
+    let decode = slow.environment.decode.as_mut().unwrap();
+    decode.processor.instruction_set = "riscv64".into();
+    assert!(alarms(&slow).is_empty());
 }

@@ -66,7 +66,8 @@ impl FromStr for Gate {
 impl Gate {
     /// What breaks it, one sentence each; an error where it speaks of nothing in the comparison.
     ///
-    /// A change breaks it that is significant and whose value lies beyond the bound.
+    /// A change breaks it that is significant and whose value lies beyond the bound; from an old
+    /// median of zero, any significant one in its direction is beyond a bound in percent.
     pub fn broken_by(&self, comparison: &Comparison) -> Result<Vec<String>, String> {
         let judged: Vec<_> = self.judged(comparison).collect();
         if judged.is_empty() {
@@ -133,14 +134,17 @@ impl Gate {
 
     fn breaks(&self, figure: &ComparedFigure) -> bool {
         let change = figure.change;
-        let value = match self.in_percent {
-            true => change.pct.map(|pct| pct.value),
-            false => Some(change.absolute().value),
+        let absolute = change.absolute().value;
+        let value = match (self.in_percent, change.pct) {
+            (true, Some(pct)) => pct.value,
+            // Of an old median of zero any change is more than any share.
+            (true, None) => f64::INFINITY.copysign(absolute),
+            (false, _) => absolute,
         };
-        let beyond = |value: f64| match self.above {
+        let is_beyond = match self.above {
             true => value > self.bound,
             false => value < self.bound,
         };
-        change.significant && value.is_some_and(beyond)
+        change.significant && is_beyond
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::metrics::{Arm, Transfer};
+use crate::metrics::{Arm, Event, EventName, Transfer};
 use crate::report::fixture::{record, usual_case};
 use crate::wire::message::KvDtype;
 
@@ -159,9 +159,68 @@ fn another_host_or_build_is_a_warning() {
         warnings[0].starts_with("another prefill host: "),
         "{warnings:?}"
     );
-    assert!(warnings[1].starts_with("another build: "), "{warnings:?}");
+    assert!(
+        warnings[1].starts_with("another build of the prefill node: "),
+        "{warnings:?}"
+    );
     assert_eq!(warnings[2], "the new run is not complete");
     assert_eq!(warnings.len(), 3);
+}
+
+#[test]
+fn another_decode_node_is_a_warning_and_what_both_have_alike_is_said_once() {
+    let mut other = run();
+    let decode = other.environment.decode.as_mut().unwrap();
+    decode.threads = 7;
+    decode.build.git_revision = "fedcba987654".into();
+    decode.processor.model = Some("other processor".into());
+    other.environment.prefill.build.git_revision = "fedcba987654".into();
+    let warnings = compared(&run(), &other).warnings;
+    let starts = [
+        "another processor of the decode node: ",
+        "another build: ",
+        "another number of threads of the decode node: 2 then, 7 now",
+    ];
+    assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
+    for (warning, start) in warnings.iter().zip(starts) {
+        assert!(warning.starts_with(start), "{warnings:?}");
+    }
+}
+
+#[test]
+fn another_link_is_a_warning_as_far_as_both_runs_know_theirs() {
+    let over = |speed_mbps, mtu_bytes, beta_gbps| {
+        let mut record = run();
+        let link = record.link.as_mut().unwrap();
+        link.interface = Some(NetworkInterface {
+            name: "eth0".into(),
+            speed_mbps,
+            mtu_bytes: Some(mtu_bytes),
+            is_up: true,
+            driver: None,
+            is_loopback: false,
+        });
+        link.fit.as_mut().unwrap().beta_gbps = beta_gbps;
+        record
+    };
+    let old = over(Some(10_000), 1500, Some(9.0));
+    let warnings = compared(&old, &over(Some(1_000), 9000, Some(0.9))).warnings;
+    assert_eq!(
+        warnings,
+        [
+            "another speed of the interface: 10000 Mbit/s then, 1000 Mbit/s now",
+            "another MTU of the interface: 1500 bytes then, 9000 bytes now",
+            "another fitted rate of the link: 9.00 Gbps then, 0.90 Gbps now",
+        ]
+    );
+    // What repeats within a factor is one link, and what one run does not know is no difference.
+    for same in [
+        over(Some(10_000), 1500, Some(6.1)),
+        over(None, 1500, None),
+        run(),
+    ] {
+        assert_eq!(compared(&old, &same).warnings, Vec::<String>::new());
+    }
 }
 
 fn gate(text: &str) -> Gate {
@@ -185,6 +244,33 @@ fn a_gate_breaks_beyond_its_bound_alone() {
         sentences[0].ends_with("(split.e2e_ms>130)"),
         "{sentences:?}"
     );
+}
+
+#[test]
+fn a_gate_in_percent_breaks_where_the_old_median_is_zero() {
+    // A cache that goes layer by layer behind prefill may be waited for not at all.
+    let mut hidden = run();
+    let samples = hidden.cases.iter_mut().flat_map(|c| &mut c.samples);
+    for sample in samples.filter(|s| s.arm == Arm::Split) {
+        let of = |name| {
+            (sample.events.iter())
+                .find(|e| e.name == name)
+                .map(|e| e.t_ns)
+        };
+        let end_ns = of(EventName::PrefillEnd).unwrap();
+        let acknowledged = |e: &&mut Event| e.name == EventName::PieceAcknowledged;
+        (sample.events.iter_mut().filter(acknowledged)).for_each(|e| e.t_ns = end_ns);
+    }
+    let comparison = compared(&hidden, &run());
+    let exposed = figure(&comparison, 1, Arm::Split, "exposed_transfer_ms");
+    assert_eq!((exposed.old, exposed.change.pct), (0.0, None));
+    let broken = |text: &str, comparison| gate(text).broken_by(comparison).unwrap();
+    let sentences = broken("split.exposed_transfer_ms>5%", &comparison);
+    assert_eq!(sentences.len(), 2, "{sentences:?}");
+    assert!(sentences[1].contains("changed by -, +9.4"), "{sentences:?}");
+    assert!(broken("split.exposed_transfer_ms<-5%", &comparison).is_empty());
+    let unchanged = compared(&hidden, &hidden);
+    assert!(broken("split.exposed_transfer_ms>0%", &unchanged).is_empty());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::check;
 use crate::failure::Failure;
 use crate::metrics::figures::Figures;
 use crate::metrics::interference::{Interference, InterferenceSample};
-use crate::metrics::{Arm, Case, Record};
+use crate::metrics::{Arm, Case, Record, Sample};
 use crate::model::engine::Engine;
 use crate::node::interference::{Scene, on_one_node, split};
 use crate::node::prefill::Connection;
@@ -23,7 +23,7 @@ const COMES_AFTER_TOKENS: u32 = 16;
 /// Tokens behind the expected end of the other prompt's prefill.
 const TAIL_TOKENS: u32 = 24;
 
-/// By how much the prefill may take longer than alone and still be seen to its end.
+/// By how much prefill and transfer may take longer than alone and still be seen to their end.
 const SLOWER: f64 = 1.5;
 
 /// Tokens that the newcomer asks for: of one token no cache would be sent.
@@ -156,15 +156,25 @@ impl Experiment<'_> {
         })
     }
 
-    /// The running sequence is as long as the other prompt's prefill takes, by what the cases gave.
+    /// The running sequence is as long as the other prompt's prefill takes, and as its cache takes
+    /// to arrive, by what the cases gave.
     fn running_output_tokens(&self, longest: &Prompt) -> anyhow::Result<u32> {
         let prefills = self.single(Some(longest), |f| Some(f.prefill_ns? as f64 / 1e6));
         let prefill = Figure::of(&prefills).context("interference needs a single arm")?;
+        // The newcomer's cache goes layer by layer; where that was not measured, bulk takes longer.
+        let of_split = |sample: &Sample| sample.arm == Arm::Split && !sample.is_lossy();
+        let second_token = |f: &Figures| Some(f.ttst_ns? as f64 / 1e6);
+        let arrival_ms = (self
+            .figures(Some(longest), of_split, second_token)
+            .into_iter())
+        .min_by(f64::total_cmp)
+        .unwrap_or(0.0);
         // The quickest of all: with too many tokens the prefill is seen to its end all the same.
         let steps = self.single(None, |f| Some(f.tpot_ns? / 1e6));
         let step = Figure::of(&steps)
             .context("interference needs an answer of more than one token in the single arm")?;
-        let meanwhile = (SLOWER * prefill.median / step.min.max(1e-3)).ceil() as u32;
+        let takes_ms = prefill.median.max(arrival_ms);
+        let meanwhile = (SLOWER * takes_ms / step.min.max(1e-3)).ceil() as u32;
         Ok(meanwhile.saturating_add(COMES_AFTER_TOKENS + TAIL_TOKENS))
     }
 
@@ -174,12 +184,22 @@ impl Experiment<'_> {
         prompt: Option<&Prompt>,
         figure: impl Fn(&Figures) -> Option<f64>,
     ) -> Vec<f64> {
+        self.figures(prompt, |sample| sample.arm == Arm::Single, figure)
+    }
+
+    /// A figure of some of the measured samples of a prompt, or of all prompts.
+    fn figures(
+        &self,
+        prompt: Option<&Prompt>,
+        is_wanted: impl Fn(&Sample) -> bool,
+        figure: impl Fn(&Figures) -> Option<f64>,
+    ) -> Vec<f64> {
         let digest = prompt.map(Prompt::digest);
         let is_of = |case: &&Case| digest.as_ref().is_none_or(|d| *d == case.prompt_digest);
         let cases = self.record.cases.iter().filter(is_of);
         let samples = cases.flat_map(|c| &c.samples);
-        let single = samples.filter(|s| s.arm == Arm::Single && !s.warmup && s.error.is_none());
-        single
+        let wanted = samples.filter(|s| is_wanted(s) && s.is_measured());
+        wanted
             .filter_map(|s| figure(&Figures::of(s, None)))
             .collect()
     }

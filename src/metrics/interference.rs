@@ -56,6 +56,10 @@ pub struct Moments {
     pub newcomer_start_ns: u64,
     /// When its first token was known.
     pub newcomer_first_token_ns: u64,
+    /// When all of its cache was in place on the decode node: the last acknowledgement was back.
+    /// Null where none was sent, and in records from before it was taken.
+    #[serde(default)]
+    pub newcomer_landed_ns: Option<u64>,
 }
 
 /// Figures of one sample.
@@ -63,11 +67,12 @@ pub struct Moments {
 pub struct Suffered {
     /// Median gap between tokens before the other prompt came.
     pub undisturbed_ms: f64,
-    /// Gaps of which any part lies between the other prompt's coming and its first token, rising.
+    /// Gaps of which any part lies between the other prompt's coming and the end of what it takes
+    /// from the running sequence, rising.
     pub gaps_ms: Vec<f64>,
     /// Time from the other prompt's coming to its first token.
     pub newcomer_ttft_ms: f64,
-    /// Whether the running sequence outlived the prefill, so that all of it was seen.
+    /// Whether the running sequence outlived that end, so that all of it was seen.
     pub is_whole: bool,
 }
 
@@ -100,9 +105,16 @@ impl Moments {
         pairs.map(|w| (w[1].saturating_sub(w[0]) as f64 / 1e6, w[0], w[1]))
     }
 
+    /// When the other prompt has taken from the running sequence what prefill takes: it has its
+    /// first token and, where its cache was sent, that is in place.
+    fn end_ns(&self) -> u64 {
+        let landed_ns = self.newcomer_landed_ns.unwrap_or(0);
+        self.newcomer_first_token_ns.max(landed_ns)
+    }
+
     /// What the running sequence suffered; `None` with too few tokens on either side.
     pub fn suffered(&self) -> Option<Suffered> {
-        let (start, end) = (self.newcomer_start_ns, self.newcomer_first_token_ns);
+        let (start, end) = (self.newcomer_start_ns, self.end_ns());
         let before = self
             .gaps()
             .filter(|(_, _, to)| *to <= start)
@@ -116,7 +128,7 @@ impl Moments {
         Some(Suffered {
             undisturbed_ms: Figure::of(&before.collect::<Vec<_>>())?.median,
             gaps_ms: (!during.is_empty()).then_some(during)?,
-            newcomer_ttft_ms: end.saturating_sub(start) as f64 / 1e6,
+            newcomer_ttft_ms: self.newcomer_first_token_ns.saturating_sub(start) as f64 / 1e6,
             is_whole: self.token_ns.last().is_some_and(|last| *last >= end),
         })
     }
@@ -131,7 +143,7 @@ pub struct InterferenceArm {
     pub chunk_tokens: Option<u32>,
     /// Gap between tokens before the other prompt came.
     pub undisturbed_itl_ms: Option<Figure>,
-    /// Longest gap while it was prefilled.
+    /// Longest gap until it had its first token and, split, its cache was in place.
     pub worst_itl_ms: Option<Figure>,
     /// 95th percentile of the gaps in that time, over all samples; null below 20 gaps.
     pub p95_itl_ms: Option<f64>,
@@ -139,7 +151,7 @@ pub struct InterferenceArm {
     pub lost_ms: Option<Figure>,
     /// Coming to first token of the other prompt.
     pub newcomer_ttft_ms: Option<Figure>,
-    /// Samples in which the running sequence ended before the prefill; they are in no figure.
+    /// Samples in which the running sequence ended before that; they are in no figure.
     pub cut_short: usize,
     /// Samples that failed.
     pub failed: usize,

@@ -79,7 +79,8 @@ fn check_sample(sample: &Sample) -> Result<(), String> {
 
 fn times(moments: &Moments) -> impl Iterator<Item = u64> {
     let newcomer = [moments.newcomer_start_ns, moments.newcomer_first_token_ns];
-    moments.token_ns.iter().copied().chain(newcomer)
+    let landed = moments.newcomer_landed_ns;
+    (moments.token_ns.iter().copied().chain(newcomer)).chain(landed)
 }
 
 /// Refuses a figure with such a number in it.

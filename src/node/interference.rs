@@ -5,7 +5,7 @@ use anyhow::Context;
 
 use super::Departure;
 use super::generation::{Clock, Proofs, Request, prefill};
-use super::prefill::{Connection, PrefillNode};
+use super::prefill::{Connection, Outcome, PrefillNode};
 use crate::metrics::interference::Moments;
 use crate::metrics::{EventName, Node};
 use crate::model::engine::Landing;
@@ -112,16 +112,20 @@ pub async fn split(
     };
     let started_ns = clock.now_ns();
     let (first, (newcomer_start_ns, second)) = tokio::try_join!(first, second)?;
-    let first_token = (second.events.iter())
-        .find(|e| e.clock == Node::Prefill && e.name == EventName::Token)
-        .context("the newcomer has no token")?;
-    let times = (first.events.iter())
-        .filter(|e| e.clock == Node::Prefill && e.name == EventName::Token)
-        .map(|e| started_ns + e.t_ns);
+    let here = |outcome: &Outcome, name| {
+        let events = outcome.events.iter();
+        let here = events.filter(move |e| e.clock == Node::Prefill && e.name == name);
+        here.map(|e| e.t_ns).collect::<Vec<u64>>()
+    };
+    let newcomer = |name| here(&second, name).into_iter();
+    let first_token_ns = (newcomer(EventName::Token).min()).context("the newcomer has no token")?;
+    let landed_ns = newcomer(EventName::PieceAcknowledged).max();
+    let times = here(&first, EventName::Token).into_iter();
     Ok(Moments {
         tokens: first.output.tokens,
-        token_ns: times.collect(),
+        token_ns: times.map(|t_ns| started_ns + t_ns).collect(),
         newcomer_start_ns,
-        newcomer_first_token_ns: newcomer_start_ns + first_token.t_ns,
+        newcomer_first_token_ns: newcomer_start_ns + first_token_ns,
+        newcomer_landed_ns: landed_ns.map(|t_ns| newcomer_start_ns + t_ns),
     })
 }

@@ -291,6 +291,55 @@ mod tests {
     }
 
     proptest! {
+        /// Over a fit of several sizes, whatever its rates, as projections use it.
+        #[test]
+        fn over_a_fit_of_sizes_more_bytes_never_wait_less_and_the_line_is_never_beaten(
+            steps_ms in prop::collection::vec((0.0f64..20.0, 0.0f64..20.0), 2..8),
+            has_idled: bool,
+            is_after_idle: bool,
+            beta_gbps in prop::option::of(0.01f64..400.0),
+            (alpha_us, overhead_us) in (0.0f64..1e4, 0.0f64..100.0),
+            times in 0.25f64..4.0,
+            line_gbps in 0.01f64..400.0,
+            layers in 1usize..40,
+            (layer_bytes, growth) in (1e3f64..1e8, 1.0f64..8.0),
+            is_layered: bool,
+        ) {
+            let sizes = |of: fn(&(f64, f64)) -> f64| {
+                let mut wire_ms = 0.0;
+                let sizes = steps_ms.iter().enumerate().map(|(i, step)| {
+                    wire_ms += of(step);
+                    SizeTime { bytes: 1 << (16 + 2 * i), wire_ms }
+                });
+                sizes.collect::<Vec<_>>()
+            };
+            let mut link = fit(alpha_us, overhead_us, 1.0);
+            link.beta_gbps = beta_gbps;
+            link.sizes = sizes(|(warm, _)| *warm);
+            if has_idled {
+                link.after_idle = sizes(|(_, idle)| *idle);
+            }
+            let free = Carrier::fitted(&link, 0).slower(times).after_idle(is_after_idle);
+            let on_line = free.on_line(line_gbps);
+            let cache = |bytes: f64| {
+                let mut prefill = prefill(layers);
+                prefill.parts.iter_mut().for_each(|p| p.bytes = bytes);
+                prefill
+            };
+            let (small, large) = (cache(layer_bytes), cache(layer_bytes * growth));
+            let waits = |carrier: &Carrier, prefill| send(carrier, prefill, is_layered).exposed_ns;
+            for carrier in [&free, &on_line] {
+                let (less, more) = (waits(carrier, &small), waits(carrier, &large));
+                prop_assert!(less >= 0.0);
+                prop_assert!(less <= more * (1.0 + 1e-9) + 1e-3, "{} {}", less, more);
+            }
+            prop_assert!(waits(&free, &large) <= waits(&on_line, &large) * (1.0 + 1e-9) + 1e-3);
+            let line_ns = 8.0 * large.bytes() / line_gbps;
+            let behind_prefill_ns = if is_layered { large.prefill_ns } else { 0.0 };
+            let least_ns = line_ns * (1.0 - 1e-9) - behind_prefill_ns - 1e-3;
+            prop_assert!(waits(&on_line, &large) >= least_ns);
+        }
+
         #[test]
         fn more_bytes_never_wait_less_and_the_line_rate_is_never_beaten(
             layers in 1usize..40,

@@ -254,29 +254,44 @@ fn on_line(
     published: &[Published],
     rate_gbps: f64,
 ) -> Vec<Projection> {
-    let fitted = links.tcp(links.fit(), Some(rate_gbps));
     let all = Transport::ALL.map(|transport| {
-        let of_published = || {
-            let these = published.iter().filter(|p| p.transport == transport);
-            these.map(|p| p.carriers(rate_gbps))
-        };
-        let ways: Vec<[Carrier; 3]> = match transport {
-            Transport::Tcp => vec![fitted],
-            Transport::BetterTcp => {
-                let wider = links.wider().map(|fit| links.tcp(fit, Some(rate_gbps)));
-                let mut ways: Vec<[Carrier; 3]> = wider.collect();
-                if ways.is_empty() {
-                    ways.extend(of_published());
-                }
-                // Nobody has to use more streams.
-                ways.push(fitted);
-                ways
-            }
-            _ => of_published().collect(),
-        };
+        let ways = ways(Some(links), published, transport, rate_gbps);
         projection(measured, links, transport, Some(rate_gbps), &ways)
     });
     all.to_vec()
+}
+
+/// The ways over a transport on a line, low, middle and high, of which the best is taken; none of
+/// TCP as fitted without a link.
+pub(super) fn ways<'a>(
+    links: Option<&'a Links>,
+    published: &[Published],
+    transport: Transport,
+    rate_gbps: f64,
+) -> Vec<[Carrier<'a>; 3]> {
+    let of_published = || {
+        let these = published.iter().filter(|p| p.transport == transport);
+        these.map(|p| p.carriers(rate_gbps))
+    };
+    let tcp = |links: &'a Links, fit: &'a Fit| links.tcp(fit, Some(rate_gbps));
+    let fitted = links.map(|links| tcp(links, links.fit()));
+    match transport {
+        Transport::Tcp => fitted.into_iter().collect(),
+        Transport::BetterTcp => {
+            let wider = links.into_iter().flat_map(|links| {
+                let fits = links.wider();
+                fits.map(move |fit| tcp(links, fit))
+            });
+            let mut ways: Vec<[Carrier; 3]> = wider.collect();
+            if ways.is_empty() {
+                ways.extend(of_published());
+            }
+            // Nobody has to use more streams.
+            ways.extend(fitted);
+            ways
+        }
+        _ => of_published().collect(),
+    }
 }
 
 /// What a request of a case waits for on a link, in one mode; `None` where nothing was sent.

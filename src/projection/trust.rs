@@ -29,14 +29,15 @@ pub fn distrust(record: &Record, links: Option<&Links>) -> Option<String> {
         return Some(format!("the run has no fit of its link: {ADVICE}"));
     };
     let fit = links.fit();
-    of_fit(fit).or_else(|| match record.link.as_ref()?.fit.as_ref()? == fit {
+    distrust_of_fit(fit).or_else(|| match record.link.as_ref()?.fit.as_ref()? == fit {
         true => of_run(record, links),
         // The run's caches went over another link than the one that was fitted.
         false => None,
     })
 }
 
-fn of_fit(fit: &Fit) -> Option<String> {
+/// Why nothing is projected from a fit, whatever is sent, and what to do; none where it can be.
+pub fn distrust_of_fit(fit: &Fit) -> Option<String> {
     let (residual, held_out) = (fit.worst_residual_pct, fit.held_out_error_pct);
     if residual > MAX_RESIDUAL_PCT {
         return Some(format!(

@@ -309,6 +309,8 @@ pub fn interference() -> Interference {
         }
         let came_ns = moments.token_ns[16];
         moments.newcomer_start_ns = came_ns;
+        let sent = arm == Arm::Split;
+        moments.newcomer_landed_ns = sent.then_some(came_ns + 511 * MS);
         moments.newcomer_first_token_ns = came_ns
             + match (arm, chunk_tokens) {
                 (Arm::Split, _) => 510 * MS,

@@ -86,13 +86,13 @@ fn notes(measured: &SummaryInterference) -> Vec<String> {
         .filter_map(|arm| Some(arm.worst_itl_ms?.n));
     let least = samples.min().unwrap_or(0);
     let mut notes = vec![format!(
-        "medians of {} an arm; worst, p95 (over all samples; - below 20 gaps): gaps while the prompt is prefilled; lost: by how much those tokens came later than undisturbed",
+        "medians of {} an arm; worst, p95 (over all samples; - below 20 gaps): gaps until the prompt has its first token and, split, its cache is in place; lost: by how much those tokens came later than undisturbed",
         count(least, "sample"),
     )];
     for arm in &measured.arms {
         if arm.cut_short > 0 {
             notes.push(format!(
-                "{}: the running sequence ended before the prefill in {}, which are in no figure: give a shorter prompt beside it",
+                "{}: the running sequence ended before that in {}, which are in no figure: give a shorter prompt beside it",
                 arm.way(),
                 count(arm.cut_short, "sample"),
             ));

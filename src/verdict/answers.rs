@@ -32,8 +32,8 @@ pub struct Answers {
     pub limit_text: String,
     /// Most that RDMA is projected to save, in percent of E2E; null where nothing is projected.
     pub rdma_saves_pct: Option<f64>,
-    /// Rate in Gbit/s from which the split in bulk is no slower than one node; null where there is
-    /// none. Projected.
+    /// Rate of payload in Gbps from which the split in bulk is no slower than one node; null where
+    /// there is none. Projected.
     pub break_even_gbps: Option<f64>,
     /// Prompt length at which the change of E2E changes its sign; null where it does not.
     /// Interpolated between measured lengths.

@@ -81,15 +81,16 @@ pub fn split_per_s(prefill_ms: f64, wire_ms: f64, decode_ms: f64) -> f64 {
     1e3 / prefill_ms.max(wire_ms).max(decode_ms)
 }
 
-/// Rate in Gbit/s from which a split in bulk is no slower than one node, where there is one: the
-/// time that it loses (`change_ms` above one node) must be less than what it waits for bytes.
+/// Rate of payload in Gbps from which a split in bulk is no slower than one node, where there is
+/// one: the time that it loses (`change_ms` above one node) must be less than what it waits for
+/// bytes.
 pub fn break_even_gbps(wire_bytes: u64, exposed_ms: f64, change_ms: f64) -> Option<f64> {
     let allowed_ms = exposed_ms - change_ms;
     (exposed_ms > 0.0 && allowed_ms > 0.0).then(|| wire_bytes as f64 * 8.0 / allowed_ms / 1e6)
 }
 
-/// Prompt length at which a change turns from one sign to the other, between two neighbouring
-/// lengths (tokens, change) in a row of rising lengths; the first one.
+/// Prompt length at which a change turns from one sign to the other, between two of these rising
+/// lengths (tokens, change) that follow each other; the first one.
 pub fn break_even_tokens(changes: &[(f64, f64)]) -> Option<f64> {
     changes.windows(2).find_map(|pair| {
         let ((a, before), (b, after)) = (pair[0], pair[1]);

@@ -31,6 +31,29 @@ fn a_stall_is_the_worst_gap_while_the_other_prompt_is_prefilled() {
 }
 
 #[test]
+fn a_stall_counts_until_the_cache_is_in_place_too() {
+    // The gap of token 35 lies between the first token (245 ms) and the cache's arrival.
+    let mut late = moments(10);
+    for t_ns in &mut late.token_ns[35..] {
+        *t_ns += 90_000_000;
+    }
+    assert_eq!(late.suffered().unwrap().worst_ms(), 10.0);
+    late.newcomer_landed_ns = Some(360_000_000);
+    let suffered = late.suffered().unwrap();
+    assert_eq!((suffered.worst_ms(), suffered.lost_ms()), (100.0, 90.0));
+    assert_eq!(suffered.newcomer_ttft_ms, 200.0);
+    assert!(suffered.is_whole);
+    // A sequence that ends in between has not seen all of it.
+    late.token_ns.truncate(34);
+    assert!(!late.suffered().unwrap().is_whole);
+    // A cache that landed before the first token was known ends nothing early.
+    late.newcomer_landed_ns = Some(100_000_000);
+    let suffered = late.suffered();
+    late.newcomer_landed_ns = None;
+    assert_eq!(late.suffered(), suffered);
+}
+
+#[test]
 fn a_sequence_that_ends_before_the_prefill_saw_only_part_of_it() {
     let mut short = moments(10);
     short.token_ns.truncate(12);
