@@ -220,6 +220,10 @@ def tokenizers():
          "chat_template": [{"name": "default", "template": "{{ bos_token }}{% for m in messages "
                             "%}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson(indent=2)"
                             " }}{% endfor %}{{ strftime_now('%Y') }}"}]}))
+    # A chain that compiling it would look through once for each of its links.
+    put("tokenizer", "chain", files(
+        tokenizer(None, byte_level, byte_level, None, {"<|end|>": 7}, vocab=ids, merges=[]),
+        {"eos_token": "<|end|>"}, "{{ a" + "~a" * 32000 + " }}"))
     for choice in range(7):
         put("model_values", str(choice), bytes([choice]) + bytes(range(9)))
 

@@ -112,7 +112,8 @@ fn the_corpus_gets_behind_every_check() {
     let texts: Vec<usize> = texts
         .map(|bytes| targets::conversations_by_tokenizer(&bytes))
         .collect();
-    assert_eq!(texts, [4, 4]);
+    // The one between them has a chat template that is refused.
+    assert_eq!(texts, [4, 0, 4]);
 }
 
 /// A change of some bytes.
