@@ -116,6 +116,16 @@ fn the_corpus_gets_behind_every_check() {
     assert_eq!(texts, [4, 0, 4]);
 }
 
+#[test]
+fn a_tensor_of_nothing_is_refused_unread() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/model/empty-divisors.gguf");
+    let error = Gguf::open(&path).err().unwrap().to_string();
+    assert!(
+        error.contains("is empty, wanted 1 or more in each dimension"),
+        "{error}"
+    );
+}
+
 /// A change of some bytes.
 #[derive(Clone, Debug)]
 enum Mutation {
