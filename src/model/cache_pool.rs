@@ -14,7 +14,9 @@ const CAPACITY_STEP_TOKENS: usize = 256;
 #[derive(Debug, thiserror::Error)]
 #[error(
     "a cache of {wanted_bytes} bytes does not fit: {in_use_bytes} of {limit_bytes} bytes are in \
-     use: try again later or send a shorter prompt"
+     use: {}send a shorter prompt, or raise --max-cache of serve-decode",
+    // One that is over the limit by itself never fits.
+    if wanted_bytes <= limit_bytes { "try again later, " } else { "" }
 )]
 pub struct PoolFull {
     /// Size of the refused cache.
