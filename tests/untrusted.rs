@@ -1,6 +1,6 @@
 //! What comes from outside and may be anything: the fuzzer's targets, on its corpus, on arbitrary
-//! bytes and on mutated sound ones. Nothing panics, and no memory is taken by a length that only a
-//! file names. `fuzz/` has the same targets for longer runs.
+//! bytes and on mutated sound ones. Nothing panics, and a length that only a file names takes no more
+//! than a bounded amount of memory. `fuzz/` has the same targets for longer runs.
 
 #![expect(unsafe_code, reason = "an allocator that notes the largest request")]
 
