@@ -122,7 +122,7 @@ def typed(kind, value):
     return struct.pack({U32: "<I", I32: "<i", F32: "<f", BOOL: "<?"}[kind], value)
 
 
-def gguf(width, inner, heads, kv_heads, tensor_format, block, more=()):
+def gguf(width, inner, heads, kv_heads, tensor_format, block, more=(), more_tensors=()):
     """A Llama of one layer; `block` makes the bytes of so many values."""
     metadata = [
         ("general.architecture", STRING, "llama"), ("llama.block_count", U32, 1),
@@ -146,7 +146,7 @@ def gguf(width, inner, heads, kv_heads, tensor_format, block, more=()):
     tensors = [("token_embd.weight", (len(VOCABULARY), width))]
     tensors += [(f"blk.0.{name}.weight", shape) for name, shape in matrices.items()]
     norms = ["output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"]
-    tensors += [(name, (width,)) for name in norms]
+    tensors += [(name, (width,)) for name in norms] + list(more_tensors)
     header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
     for key, kind, value in metadata:
         header += text(key) + struct.pack("<I", kind) + typed(kind, value)
@@ -171,6 +171,8 @@ def models():
     put("model", "q4_0.gguf", gguf(32, 32, 2, 2, 2, q4))
     zero = ("general.alignment", U32, 0)
     put("model", "alignment-0.gguf", gguf(4, 4, 2, 1, 0, floats, [zero]))
+    divisors = ("rope_freqs.weight", (0,))
+    put("model", "empty-divisors.gguf", gguf(1, 4, 2, 1, 0, floats, [], [divisors]))
 
 
 def tokenizer(normalizer, pre_tokenizer, decoder, post_processor, added, **model):
@@ -220,6 +222,10 @@ def tokenizers():
          "chat_template": [{"name": "default", "template": "{{ bos_token }}{% for m in messages "
                             "%}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson(indent=2)"
                             " }}{% endfor %}{{ strftime_now('%Y') }}"}]}))
+    # A chain that compiling it would look through once for each of its links.
+    put("tokenizer", "chain", files(
+        tokenizer(None, byte_level, byte_level, None, {"<|end|>": 7}, vocab=ids, merges=[]),
+        {"eos_token": "<|end|>"}, "{{ a" + "~a" * 32000 + " }}"))
     for choice in range(7):
         put("model_values", str(choice), bytes([choice]) + bytes(range(9)))
 

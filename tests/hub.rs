@@ -165,6 +165,10 @@ fn a_hub_that_cannot_be_reached_leaves_what_is_cached() {
     };
     let fetch = ["models", "fetch", REPOSITORY];
     nobody(&fetch).fails(3, &["could not reach http://127.0.0.1:9", "HTTPS_PROXY"]);
+    let mut with_password = scene.command(&fetch);
+    with_password.env("HF_ENDPOINT", "http://user:secret@127.0.0.1:9");
+    let ended = Ended::of(with_password).fails(3, &["could not reach http://…@127.0.0.1:9"]);
+    assert!(!ended.stderr.contains("secret"), "{ended}");
     scene.fetch().exits(0);
     let ended = nobody(&fetch).exits(0);
     assert!(ended.stderr.contains("as it was fetched last"), "{ended}");

@@ -240,6 +240,10 @@ fn sees_the_scene_in_every_arm(place: &Workplace, out: &str) {
         }
     }
     assert_eq!(all.same_tokens(), Some(true));
+    // The newcomer's connection is opened for the first scene in which the nodes are apart.
+    let (split, single): (Vec<_>, Vec<_>) = all.samples.iter().partition(|s| s.arm == Arm::Split);
+    assert_eq!(split[0].connect_attempts, Some(1));
+    assert!(single.iter().all(|s| s.connect_attempts.is_none()));
 
     let summary = place.summary(out);
     let shown = summary.interference.unwrap();

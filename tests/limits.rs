@@ -50,22 +50,34 @@ fn what_is_over_a_limit_is_refused_with_the_flag_that_raises_it() {
         (
             "--max-prompt-tokens",
             "99",
-            ["the prompt has 100 tokens", "--max-prompt-tokens"],
+            &["the prompt has 100 tokens", "--max-prompt-tokens"][..],
         ),
         (
             "--max-output-tokens",
             "7",
-            ["the answer has 8 tokens", "--max-output-tokens"],
+            &["the answer has 8 tokens", "--max-output-tokens"],
         ),
-        ("--max-cache", "64KB", ["does not fit", "of 64000 bytes"]),
+        (
+            "--max-cache",
+            "64KB",
+            &[
+                "does not fit",
+                "of 64000 bytes are in use: send a shorter prompt",
+                "raise --max-cache of serve-decode",
+            ],
+        ),
         (
             "--max-message",
             "300B",
-            ["over the limit of 300 bytes", "refused (limit)"],
+            &[
+                "over the limit of 300 bytes",
+                "refused (limit)",
+                "raise --max-message of serve-decode",
+            ],
         ),
     ] {
         let node = place.serve(&[limit, value]);
-        split(&place, &node, &limit[2..]).fails(4, &parts);
+        split(&place, &node, &limit[2..]).fails(4, parts);
         node.stop();
     }
     // Small pieces are no refusal: the peer is told and cuts its caches accordingly.
@@ -158,7 +170,12 @@ fn strangers_that_stay_silent_are_let_go() {
     let mut said = Vec::new();
     let _ = silent.read_to_end(&mut said);
     assert!(started.elapsed() >= Duration::from_millis(300));
-    assert!(String::from_utf8_lossy(&said).contains("the handshake did not finish"));
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("the handshake did not finish"), "{said}");
+    assert!(
+        said.contains("raise --handshake-timeout of serve-decode"),
+        "{said}"
+    );
     // Nor do they get more time by saying something now and then.
     let mut slow = TcpStream::connect(&node.address).unwrap();
     let started = Instant::now();
@@ -170,6 +187,26 @@ fn strangers_that_stay_silent_are_let_go() {
     }
     let _ = slow.read_to_end(&mut Vec::new());
     assert!(started.elapsed() < Duration::from_secs(5));
+    node.stop();
+}
+
+#[test]
+fn a_session_without_requests_is_ended_with_the_flag_that_makes_it_longer() {
+    let place = Workplace::new();
+    let node = place.serve(&["--idle-timeout", "0.01"]);
+    // While the prefill node answers by itself it says nothing for longer than that.
+    let alone = [
+        "--prompt-tokens",
+        "100",
+        "--output-tokens",
+        "400",
+        "--repeats",
+        "2",
+    ];
+    let to = ["split", "--peer", &node.address];
+    let running = Running::start(place.on_model(&[&to[..], &alone].concat()));
+    node.prints("raise --idle-timeout of serve-decode");
+    drop(running);
     node.stop();
 }
 

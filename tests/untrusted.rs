@@ -1,6 +1,6 @@
 //! What comes from outside and may be anything: the fuzzer's targets, on its corpus, on arbitrary
-//! bytes and on mutated sound ones. Nothing panics, and no memory is taken by a length that only a
-//! file names. `fuzz/` has the same targets for longer runs.
+//! bytes and on mutated sound ones. Nothing panics, and a length that only a file names takes no more
+//! than a bounded amount of memory. `fuzz/` has the same targets for longer runs.
 
 #![expect(unsafe_code, reason = "an allocator that notes the largest request")]
 
@@ -112,7 +112,18 @@ fn the_corpus_gets_behind_every_check() {
     let texts: Vec<usize> = texts
         .map(|bytes| targets::conversations_by_tokenizer(&bytes))
         .collect();
-    assert_eq!(texts, [4, 4]);
+    // The one between them has a chat template that is refused.
+    assert_eq!(texts, [4, 0, 4]);
+}
+
+#[test]
+fn a_tensor_of_nothing_is_refused_unread() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/model/empty-divisors.gguf");
+    let error = Gguf::open(&path).err().unwrap().to_string();
+    assert!(
+        error.contains("is empty, wanted 1 or more in each dimension"),
+        "{error}"
+    );
 }
 
 /// A change of some bytes.

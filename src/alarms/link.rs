@@ -118,7 +118,9 @@ pub(super) fn others_in_flight(record: &Record) -> Option<String> {
 /// Requests whose connection had to be tried more than once.
 pub(super) fn retried_connections(record: &Record) -> Option<String> {
     let samples = record.cases.iter().flat_map(|c| &c.samples);
-    let retried = samples.filter(|s| s.connect_attempts.is_some_and(|n| n > 1));
+    let scenes = record.interference.iter().flat_map(|all| &all.samples);
+    let attempts = (samples.map(|s| s.connect_attempts)).chain(scenes.map(|s| s.connect_attempts));
+    let retried = attempts.flatten().filter(|n| *n > 1);
     let retried = Some(retried.count()).filter(|n| *n > 0)?;
     Some(format!(
         "before {} the decode node was reached only after several attempts: see its own output for \

@@ -1,7 +1,7 @@
 use super::*;
 use crate::environment::{Activity, MemoryCopy, NetworkInterface};
 use crate::metrics::{Arm, EventName, Look, Node, Sample};
-use crate::report::fixture::{Times, case, failed, record, usual_case};
+use crate::report::fixture::{Times, case, failed, interference, record, usual_case};
 
 fn alarms(record: &Record) -> Vec<String> {
     super::alarms(record, &SummaryCase::all(record))
@@ -307,6 +307,12 @@ fn connections_that_took_several_attempts_are_counted() {
     assert!(alarms(&record).is_empty());
     record.cases[0].samples[1].connect_attempts = Some(4);
     assert!(only_alarm(&record).starts_with("before 1 request the decode node was reached only"));
+    let mut scene = interference();
+    scene.samples.last_mut().unwrap().connect_attempts = Some(2);
+    record.interference = Some(scene);
+    let all = alarms(&record);
+    let counted = |alarm: &String| alarm.starts_with("before 2 requests the decode node");
+    assert!(all.iter().any(counted), "{all:?}");
 }
 
 #[test]

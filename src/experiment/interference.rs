@@ -79,6 +79,10 @@ impl Experiment<'_> {
                     chunk_tokens,
                     warmup,
                     repeat,
+                    connect_attempts: match arm {
+                        Arm::Single => None,
+                        Arm::Split => self.remote.as_mut().and_then(|r| r.attempts.take()),
+                    },
                     error: moments.as_ref().err().map(|e| format!("{e:#}")),
                     moments: match moments {
                         Ok(moments) => Some(moments),
@@ -122,7 +126,11 @@ impl Experiment<'_> {
         let mut first = remote.take().await?;
         let mut other = match second.take() {
             Some(open) => open,
-            None => Connection::open(remote.peer, remote.introduction).await?,
+            None => {
+                let open = Connection::open(remote.peer, remote.introduction).await?;
+                remote.attempts = remote.attempts.max(Some(open.attempts()));
+                open
+            }
         };
         let moments = split(self.node, scene, &mut first, &mut other).await?;
         // Kept only behind requests that ended well.

@@ -38,6 +38,10 @@ pub struct InterferenceSample {
     pub warmup: bool,
     /// Which repeat, counted from 0.
     pub repeat: u32,
+    /// The most that one of its connections was tried right before it until it was open; null where
+    /// all were kept from before, on one node, and in records of earlier builds.
+    #[serde(default)]
+    pub connect_attempts: Option<u32>,
     /// What happened when; null where it failed.
     pub moments: Option<Moments>,
     /// Why it failed, or null.

@@ -16,7 +16,9 @@ pub enum PoolFull {
     /// In the pool.
     #[error(
         "a cache of {wanted_bytes} bytes does not fit: {in_use_bytes} of {limit_bytes} bytes are \
-         in use: try again later or send a shorter prompt"
+         in use: {}send a shorter prompt, or raise --max-cache of serve-decode",
+        // One that is over the limit by itself never fits.
+        if wanted_bytes <= limit_bytes { "try again later, " } else { "" }
     )]
     Limit {
         /// Size of the refused cache.
@@ -100,7 +102,11 @@ impl CachePool {
         tokens: usize,
         is_kept: bool,
     ) -> Result<Pooled, PoolFull> {
-        let capacity = tokens.max(1).next_multiple_of(CAPACITY_STEP_TOKENS);
+        let step_tokens = match is_kept {
+            true => CAPACITY_STEP_TOKENS,
+            false => 1,
+        };
+        let capacity = tokens.max(1).next_multiple_of(step_tokens);
         let bytes = layout.bytes_per_token().saturating_mul(capacity).max(1);
         // Fresh memory is touched outside the lock, which other threads wait for.
         let cache = match self.reserve(layout, capacity, bytes)? {

@@ -50,6 +50,14 @@ impl Gguf {
             Content::read(&mut Cursor::new(file.bytes())).map_err(|e| damaged(e.to_string()))?;
         let mut tensor_bytes = 0u64;
         for (name, info) in &content.tensor_infos {
+            // candle makes references out of an empty buffer's address.
+            if info.shape.dims().contains(&0) {
+                return Err(unreadable(format!(
+                    "tensor {name} of shape {:?} is empty, wanted 1 or more in each dimension: the \
+                     file is damaged, fetch it again",
+                    info.shape.dims()
+                )));
+            }
             let bytes = bytes_of(info);
             let end = bytes.and_then(|bytes| {
                 (bytes.checked_add(info.offset)?).checked_add(content.tensor_data_offset)

@@ -18,7 +18,7 @@ pub struct Need {
     pub matrix_bytes: u64,
     /// What stands beside the largest matrices that are made at once, until they are.
     pub transient_bytes: u64,
-    /// Table of rotary positions.
+    /// Table of rotary positions, which grows to this with prompts as long as the context.
     pub rope_bytes: u64,
 }
 

@@ -251,6 +251,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<'_, R, W> {
         WireError::Timeout {
             what: "waiting for the prefill node",
             after: self.node.limits.idle,
+            flag: Some("--idle-timeout"),
         }
     }
 

@@ -127,7 +127,11 @@ impl Progress {
             };
             let deadline = self.last_sign_of_life.get() + after;
             if (self.all_sent.get() || owes_acknowledgement) && Instant::now() >= deadline {
-                return WireError::Timeout { what, after };
+                return WireError::Timeout {
+                    what,
+                    after,
+                    flag: None,
+                };
             }
             // Where it owes nothing the deadline may be past already; look again in a while.
             let soon = Instant::now() + after.min(Duration::from_secs(1));
@@ -488,5 +492,6 @@ pub(super) fn silence(after: Duration) -> WireError {
     WireError::Timeout {
         what: "waiting for the decode node",
         after,
+        flag: None,
     }
 }

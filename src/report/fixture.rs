@@ -322,6 +322,7 @@ pub fn interference() -> Interference {
             chunk_tokens,
             warmup: false,
             repeat,
+            connect_attempts: None,
             moments: Some(moments.clone()),
             error: None,
         })

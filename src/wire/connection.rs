@@ -169,15 +169,16 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
         (self.filled, self.begun) = (0, None);
         let header = Header::decode(&self.partial)?;
-        let limit = match header.kind {
-            Kind::Piece => self.limits.piece_bytes,
-            _ => self.limits.control_bytes,
+        let (limit, flag) = match header.kind {
+            Kind::Piece => (self.limits.piece_bytes, "--max-piece"),
+            _ => (self.limits.control_bytes, "--max-message"),
         };
         if header.payload_bytes > limit {
             return Err(WireError::TooLarge {
                 what: header.kind.name(),
                 got: header.payload_bytes,
                 limit,
+                flag: Some(flag),
             });
         }
         Ok(header)

@@ -52,7 +52,10 @@ pub enum WireError {
         got: u16,
     },
     /// A length over its named limit, found before anything was allocated for it.
-    #[error("{what} of {got} bytes is over the limit of {limit} bytes: send it in smaller parts")]
+    #[error(
+        "{what} of {got} bytes is over the limit of {limit} bytes: send it in smaller parts{}",
+        or_raise(*flag)
+    )]
     TooLarge {
         /// The frame or message that is too large.
         what: &'static str,
@@ -60,6 +63,8 @@ pub enum WireError {
         got: u64,
         /// The limit, in bytes.
         limit: u64,
+        /// What raises the limit, where the wire itself allows more.
+        flag: Option<&'static str>,
     },
     /// A payload whose length is not what its place needs.
     #[error(
@@ -171,14 +176,16 @@ pub enum WireError {
     },
     /// Nothing came in time.
     #[error(
-        "{what} did not finish within {} s: check that the peer is alive and that no firewall or MTU limit is in the way",
-        after.as_secs_f64()
+        "{what} did not finish within {} s: check that the peer is alive and that no firewall or MTU limit is in the way{}",
+        after.as_secs_f64(), or_raise(*flag)
     )]
     Timeout {
         /// What was waited for, as the start of a sentence.
         what: &'static str,
         /// How long was waited.
         after: Duration,
+        /// What makes it longer, where it is the decode node's to set.
+        flag: Option<&'static str>,
     },
     /// A frame began and did not go on.
     #[error(
@@ -224,6 +231,13 @@ pub enum WireError {
     /// A socket option could not be set; the text names the next step.
     #[error("{0}")]
     SocketOption(String),
+}
+
+/// The end of a sentence about a limit.
+fn or_raise(flag: Option<&str>) -> String {
+    flag.map_or_else(String::new, |flag| {
+        format!(", or raise {flag} of serve-decode")
+    })
 }
 
 impl WireError {

@@ -301,6 +301,7 @@ pub fn check_length(kind: Kind, payload_bytes: u64) -> Result<(), WireError> {
             what: kind.name(),
             got: payload_bytes,
             limit,
+            flag: None,
         });
     }
     Ok(())

@@ -28,6 +28,9 @@ use super::message::{
 /// enough that a silent stranger does not hold a place.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What sets another time on a decode node.
+pub(super) const HANDSHAKE_FLAG: &str = "--handshake-timeout";
+
 /// Longest that a refused peer is given to read the reason before the connection closes.
 pub const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 
@@ -55,7 +58,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let agreed = agree_as_prefill_node(reader, writer, ours, token);
-    let outcome = within(limit, agreed).await;
+    let outcome = within(limit, None, agreed).await;
     refuse_on_error(reader, writer, outcome).await
 }
 
@@ -72,7 +75,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let agreed = agree_as_decode_node(reader, writer, ours, token);
-    let outcome = within(limit, agreed).await;
+    let outcome = within(limit, Some(HANDSHAKE_FLAG), agreed).await;
     refuse_on_error(reader, writer, outcome).await
 }
 
@@ -158,6 +161,7 @@ where
 
 async fn within<T>(
     limit: Duration,
+    flag: Option<&'static str>,
     agreed: impl Future<Output = Result<T, WireError>>,
 ) -> Result<T, WireError> {
     timeout(limit, agreed)
@@ -165,6 +169,7 @@ async fn within<T>(
         .unwrap_or(Err(WireError::Timeout {
             what: "the handshake",
             after: limit,
+            flag,
         }))
 }
 

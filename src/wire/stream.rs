@@ -14,6 +14,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::error::WireError;
+use super::handshake::HANDSHAKE_FLAG;
 #[cfg(feature = "tls")]
 use super::tls;
 
@@ -56,7 +57,7 @@ impl Transport {
                 Self::Tls(pinned) => pinned.connect(stream).await,
             }
         };
-        within(limit, agreed).await
+        within(limit, None, agreed).await
     }
 
     /// The decode node's end of a connection, as [`Transport::connect`].
@@ -72,12 +73,13 @@ impl Transport {
                 Self::Tls(pinned) => pinned.accept(stream).await,
             }
         };
-        within(limit, agreed).await
+        within(limit, Some(HANDSHAKE_FLAG), agreed).await
     }
 }
 
 async fn within<T>(
     limit: Duration,
+    flag: Option<&'static str>,
     agreed: impl Future<Output = Result<T, WireError>>,
 ) -> Result<T, WireError> {
     timeout(limit, agreed)
@@ -85,6 +87,7 @@ async fn within<T>(
         .unwrap_or(Err(WireError::Timeout {
             what: "the TLS handshake",
             after: limit,
+            flag,
         }))
 }
 

@@ -69,6 +69,7 @@ fn what_was_cut_short_failed_or_came_before_is_in_no_figure_and_counted() {
         chunk_tokens: None,
         warmup: false,
         repeat: 0,
+        connect_attempts: None,
         error: None,
         moments,
     };
@@ -105,6 +106,7 @@ fn arms_are_told_apart_and_answers_compared() {
         chunk_tokens,
         warmup: false,
         repeat: 0,
+        connect_attempts: None,
         moments: Some(moments(stall_ms)),
         error: None,
     };

@@ -1,5 +1,8 @@
 //! Rotary positions: Q, K and V as a matrix gives them become rotated queries and cache rows.
 
+use std::ops::Range;
+use std::sync::OnceLock;
+
 use super::{AttentionShape, Place, Rows, Scratch, elements_mut, sized};
 use crate::model::architecture::RopePairs;
 use crate::model::kernels;
@@ -7,13 +10,28 @@ use crate::model::kv_cache::{KvDtype, KvError};
 use crate::model::parallel;
 use crate::model::shape::Rope;
 
-/// Cosines and sines of rotary positions: `(max_tokens, head_dim / 2)` each.
+/// Angles of a block of positions, half a megabyte of cosines and sines.
+const BLOCK_ANGLES: usize = 1 << 16;
+
+/// Blocks that are there from the beginning, 8 MiB, so that no usual prompt waits for its own.
+const FIRST_BLOCKS: usize = 16;
+
+/// Cosines and sines of rotary positions, in blocks that are made when a position in them is first
+/// needed: the length of a context is only what a model's file says.
 #[derive(Debug)]
 pub struct RopeTable {
+    frequencies: Vec<f64>,
+    max_tokens: usize,
+    block_tokens: usize,
+    blocks: Vec<OnceLock<Block>>,
+    pairs: RopePairs,
+}
+
+/// Neighbouring positions, `(tokens, head_dim / 2)` each.
+#[derive(Debug)]
+struct Block {
     cos: Vec<f32>,
     sin: Vec<f32>,
-    half: usize,
-    pairs: RopePairs,
 }
 
 /// The rotation of one position.
@@ -28,33 +46,47 @@ impl RopeTable {
     /// Angles `position x frequency`.
     pub fn new(rope: &Rope, head_dim: usize, max_tokens: usize) -> Self {
         let frequencies = rope.frequencies(head_dim);
-        let angles = (0..max_tokens).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-        let (sin, cos) = angles.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
-        Self {
-            cos,
-            sin,
-            half: head_dim / 2,
+        let block_tokens = (BLOCK_ANGLES / frequencies.len().max(1)).max(1);
+        let n_blocks = max_tokens.div_ceil(block_tokens);
+        let table = Self {
+            frequencies,
+            max_tokens,
+            block_tokens,
+            blocks: (0..n_blocks).map(|_| OnceLock::new()).collect(),
             pairs: rope.pairs,
-        }
+        };
+        (0..n_blocks.min(FIRST_BLOCKS)).for_each(|i| {
+            table.block(i);
+        });
+        table
     }
 
-    /// Cosines `(max_tokens, head_dim / 2)`.
-    pub fn cosines(&self) -> &[f32] {
-        &self.cos
-    }
-
-    /// Sines `(max_tokens, head_dim / 2)`.
-    pub fn sines(&self) -> &[f32] {
-        &self.sin
+    /// Cosines and sines of neighbouring positions, `(n, head_dim / 2)` each.
+    pub fn rows(&self, positions: Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let rows = positions.map(|position| self.at(position));
+        let (cos, sin): (Vec<_>, Vec<_>) = rows.map(|row| (row.cos, row.sin)).unzip();
+        (cos.concat(), sin.concat())
     }
 
     fn at(&self, position: usize) -> Rotation<'_> {
-        let range = position * self.half..(position + 1) * self.half;
+        let block = self.block(position / self.block_tokens);
+        let (row, half) = (position % self.block_tokens, self.frequencies.len());
+        let range = row * half..(row + 1) * half;
         Rotation {
-            cos: &self.cos[range.clone()],
-            sin: &self.sin[range],
+            cos: &block.cos[range.clone()],
+            sin: &block.sin[range],
             pairs: self.pairs,
         }
+    }
+
+    fn block(&self, i: usize) -> &Block {
+        self.blocks[i].get_or_init(|| {
+            let first = i * self.block_tokens;
+            let positions = first..(first + self.block_tokens).min(self.max_tokens);
+            let angles = positions.flat_map(|p| self.frequencies.iter().map(move |f| p as f64 * f));
+            let (sin, cos) = angles.map(|a| (a.sin() as f32, a.cos() as f32)).unzip();
+            Block { cos, sin }
+        })
     }
 }
 
@@ -177,5 +209,49 @@ fn rotate_token_wide(
         let (k_out, v_out) = out.split_at_mut(dim);
         rotation.apply(k, k_out);
         v_out.copy_from_slice(v);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_taken_for_positions_that_are_used_and_not_for_a_context() {
+        let rope = Rope {
+            base: 10_000.0,
+            pairs: RopePairs::Halves,
+            divisors: None,
+        };
+        let (head_dim, max_tokens) = (256, (1 << 20) - 3);
+        let table = RopeTable::new(&rope, head_dim, max_tokens);
+        let made = || table.blocks.iter().filter(|block| block.get().is_some());
+        assert_eq!(made().count(), FIRST_BLOCKS);
+        // From one block into the next, and the last of all.
+        let edge = 100 * table.block_tokens;
+        for positions in [edge - 1..edge + 1, max_tokens - 1..max_tokens] {
+            let (cos, sin) = table.rows(positions.clone());
+            let wanted = positions.flat_map(|p| {
+                let frequencies = rope.frequencies(head_dim).into_iter();
+                frequencies.map(move |f| p as f64 * f)
+            });
+            let wanted: Vec<f64> = wanted.collect();
+            assert!(
+                wanted
+                    .iter()
+                    .zip(&cos)
+                    .all(|(a, cos)| a.cos() as f32 == *cos)
+            );
+            assert!(
+                wanted
+                    .iter()
+                    .zip(&sin)
+                    .all(|(a, sin)| a.sin() as f32 == *sin)
+            );
+            assert_eq!((cos.len(), sin.len()), (wanted.len(), wanted.len()));
+        }
+        assert_eq!(made().count(), FIRST_BLOCKS + 3);
+        let angles = |block: &OnceLock<Block>| block.get().map(|block| block.cos.len());
+        assert!(made().all(|block| angles(block) <= Some(BLOCK_ANGLES)));
     }
 }

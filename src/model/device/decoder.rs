@@ -42,9 +42,7 @@ struct Layer {
 pub struct DeviceDecoder {
     shape: ModelShape,
     device: Device,
-    /// Of rotary positions, `(context_tokens, head_dim / 2)` each.
-    cos: Tensor,
-    sin: Tensor,
+    rope: RopeTable,
     embedding: QMatMul,
     layers: Vec<Layer>,
     final_norm: Tensor,
@@ -143,13 +141,8 @@ impl DeviceDecoder {
             false => Some(loader.matrix(TensorName::Output)?),
         };
         let rope = RopeTable::new(&shape.rope, shape.head_dim, shape.context_tokens);
-        let table = |values: &[f32]| {
-            Tensor::from_slice(values, (shape.context_tokens, shape.head_dim / 2), device)
-                .map_err(|e| checkpoint.error(format!("rotary positions: {e}")))
-        };
         Ok(Self {
-            cos: table(rope.cosines())?,
-            sin: table(rope.sines())?,
+            rope,
             embedding: loader.matrix(TensorName::Embedding)?,
             layers,
             final_norm: loader.vector(TensorName::FinalNorm)?,
@@ -245,11 +238,12 @@ impl DeviceDecoder {
         let memory = DeviceMemory::of(cache, &self.device)?;
         let dtype = memory::dtype(cache.layout().dtype);
         let ids = Tensor::new(tokens, &self.device)?;
+        let rotations = self.rotations(position..position + tokens.len())?;
         let mut x = self.embedding.embedding(&ids)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let h = self.norm(&x, &layer.attention_norm)?;
             let [q, k, v] = self.qkv(layer, &h)?;
-            let (q, k) = (self.rotate(&q, position)?, self.rotate(&k, position)?);
+            let (q, k) = (self.rotate(&q, &rotations)?, self.rotate(&k, &rotations)?);
             let rows = Tensor::cat(&[k, v], 2)?.to_dtype(dtype)?;
             memory.write(i, position, &rows)?;
             on_layer(i, &rows)?;
@@ -286,17 +280,20 @@ impl DeviceDecoder {
         rms_norm(x, weight, self.shape.norm_eps)
     }
 
+    /// Cosines and sines of neighbouring positions, `(n, head_dim / 2)` each.
+    fn rotations(&self, positions: Range<usize>) -> candle_core::Result<[Tensor; 2]> {
+        let shape = (positions.len(), self.shape.head_dim / 2);
+        let (cos, sin) = self.rope.rows(positions);
+        let on_device = |values| Tensor::from_vec(values, shape, &self.device);
+        Ok([on_device(cos)?, on_device(sin)?])
+    }
+
     /// Turns heads `(n, heads, head_dim)` of neighbouring positions.
-    fn rotate(&self, x: &Tensor, position: usize) -> candle_core::Result<Tensor> {
-        let n = x.dim(0)?;
-        let (cos, sin) = (
-            self.cos.narrow(0, position, n)?,
-            self.sin.narrow(0, position, n)?,
-        );
+    fn rotate(&self, x: &Tensor, [cos, sin]: &[Tensor; 2]) -> candle_core::Result<Tensor> {
         let x = x.transpose(0, 1)?.contiguous()?.unsqueeze(0)?; // (1, heads, n, head_dim)
         let turned = match self.shape.rope.pairs {
-            RopePairs::Neighbours => rope_i(&x, &cos, &sin),
-            RopePairs::Halves => rope(&x, &cos, &sin),
+            RopePairs::Neighbours => rope_i(&x, cos, sin),
+            RopePairs::Halves => rope(&x, cos, sin),
         };
         turned?.squeeze(0)?.transpose(0, 1)?.contiguous()
     }

@@ -212,7 +212,7 @@ impl Fetch<'_> {
             .filter(|(_, remote)| !self.download.has(remote));
         let what = Fetching {
             name: &name,
-            source: &format!("{name} from {}", self.settings.endpoint),
+            source: &format!("{name} from {}", self.settings.shown_endpoint()),
             bytes: to_fetch.fold(0, |sum: u64, (_, remote)| sum.saturating_add(remote.bytes)),
         };
         let report = FetchReport::start(&what, self.progress);

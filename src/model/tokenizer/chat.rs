@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 
 use jiff::civil::DateTime;
+use minijinja::machinery::{Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, escape_formatter};
 
@@ -17,13 +19,22 @@ use crate::model::ModelError;
 /// program out of a file, and may loop. A conversation of a megabyte takes less than a tenth.
 const TEMPLATE_FUEL: u64 = 1 << 21;
 
-/// Stack that a template is rendered on: letting go of a list recurses into all that it nests, and
-/// the fuel is enough for some hundred thousand levels.
+/// Longest template, in bytes: published ones have up to some twenty thousand.
+const MAX_SOURCE_BYTES: usize = 64 << 10;
+
+/// Most operators in one tag. Compiling spends no fuel and looks through a whole expression once for
+/// each operator in it, however it is nested. Published templates have some twenty.
+const MAX_TAG_OPERATORS: usize = 128;
+
+/// Stack that a template is rendered on: compiling recurses into chains such as `a.b.b`, and
+/// letting go of a list into all that it nests, for which the fuel is enough for some hundred
+/// thousand levels.
 const STACK_BYTES: usize = 256 << 20;
 
 /// A template and the special tokens that it may name.
 pub struct ChatTemplate {
-    source: String,
+    /// Or why it is not rendered: who sends prompts without it need not mind.
+    source: Result<String, String>,
     /// `bos_token`, `eos_token` and so on, as far as the model has them.
     special: BTreeMap<&'static str, Value>,
 }
@@ -42,16 +53,17 @@ impl ChatTemplate {
             special.insert("additional_special_tokens", additional.into());
         }
         Self {
-            source: without_generation_tags(source),
+            source: checked(source),
             special,
         }
     }
 
     /// Renders `(role, content)` messages up to where the assistant's answer starts.
     pub fn render(&self, messages: &[(&str, &str)], now: DateTime) -> Result<String, ModelError> {
+        let source = (self.source.as_ref()).map_err(|why| ModelError::ChatTemplate(why.clone()))?;
         std::thread::scope(|scope| {
             (std::thread::Builder::new().stack_size(STACK_BYTES))
-                .spawn_scoped(scope, || self.render_here(messages, now))
+                .spawn_scoped(scope, || self.render_here(source, messages, now))
                 .map_err(|e| ModelError::ChatTemplate(format!("no thread for it: {e}")))?
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -59,7 +71,12 @@ impl ChatTemplate {
         })
     }
 
-    fn render_here(&self, messages: &[(&str, &str)], now: DateTime) -> Result<String, Error> {
+    fn render_here(
+        &self,
+        source: &str,
+        messages: &[(&str, &str)],
+        now: DateTime,
+    ) -> Result<String, Error> {
         let messages: Vec<Value> = (messages.iter())
             .map(|(role, content)| minijinja::context! { role => *role, content => *content })
             .collect();
@@ -70,18 +87,14 @@ impl ChatTemplate {
             add_generation_prompt => true,
             ..Value::from(self.special.clone())
         };
-        environment(now)?.render_str(&self.source, chat)
+        environment(now)?.render_str(source, chat)
     }
 }
 
 /// As transformers sets jinja2 up.
 fn environment(now: DateTime) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    let syntax = (minijinja::syntax::SyntaxConfig::builder())
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()?;
-    environment.set_syntax(syntax);
+    environment.set_syntax(syntax()?);
     environment.set_fuel(Some(TEMPLATE_FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_filter("tojson", to_json);
@@ -100,6 +113,60 @@ fn environment(now: DateTime) -> Result<Environment<'static>, Error> {
         _ => escape_formatter(out, state, value),
     });
     Ok(environment)
+}
+
+fn syntax() -> Result<SyntaxConfig, Error> {
+    (SyntaxConfig::builder())
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+}
+
+/// The template as it is compiled, or why it would take too much.
+fn checked(source: &str) -> Result<String, String> {
+    if source.len() > MAX_SOURCE_BYTES {
+        return Err(format!(
+            "it has {} bytes, wanted at most {MAX_SOURCE_BYTES}",
+            source.len()
+        ));
+    }
+    let source = without_generation_tags(source);
+    let syntax = syntax().map_err(|e| e.to_string())?;
+    let operators = most_operators(&source, syntax);
+    match operators > MAX_TAG_OPERATORS {
+        true => Err(format!(
+            "one of its tags has {operators} operators, wanted at most {MAX_TAG_OPERATORS}"
+        )),
+        false => Ok(source),
+    }
+}
+
+/// Operators in the tag that has most, up to where the template is none.
+fn most_operators(source: &str, syntax: SyntaxConfig) -> usize {
+    let (mut most, mut operators) = (0, 0);
+    for (token, _) in tokenize(source, false, syntax).map_while(Result::ok) {
+        match token {
+            Token::VariableStart | Token::BlockStart => operators = 0,
+            Token::Plus
+            | Token::Minus
+            | Token::Mul
+            | Token::Div
+            | Token::FloorDiv
+            | Token::Pow
+            | Token::Mod
+            | Token::Tilde
+            | Token::Eq
+            | Token::Ne
+            | Token::Gt
+            | Token::Gte
+            | Token::Lt
+            | Token::Lte
+            | Token::Ident("and" | "or" | "not" | "in" | "is") => operators += 1,
+            _ => {}
+        }
+        most = most.max(operators);
+    }
+    most
 }
 
 /// The template with `generation` blocks, which mark what an assistant said for training, as blocks
@@ -235,5 +302,42 @@ mod tests {
         for endless in [escapes, nests, deepens, shares, widens] {
             assert!(render(endless).is_err(), "{endless}");
         }
+        let chain = |operator: &str, length| format!("{{{{ a{} }}}}", operator.repeat(length));
+        let long = render(&chain("~a", 10_000_000)).unwrap_err();
+        assert!(long.contains("bytes, wanted at most 65536"), "{long}");
+        for operator in ["~a", "-a", " and a", " is a", " not in a", "<a"] {
+            let deep = render(&chain(operator, 6_500)).unwrap_err();
+            assert!(deep.contains("operators, wanted at most 128"), "{deep}");
+        }
+        let hidden = format!("{{{{ {{'}}}}': {{}}}}{} }}}}", "~'}}'~a".repeat(100));
+        let hidden = render(&hidden).unwrap_err();
+        assert!(hidden.contains("has 200 operators"), "{hidden}");
+    }
+
+    #[test]
+    fn what_is_within_the_limits_neither_overflows_nor_takes_long() {
+        let begun = std::time::Instant::now();
+        // No operators, and as deep as a template is long.
+        for deep in [".b", "|b", "[b]", "()"] {
+            let levels = (MAX_SOURCE_BYTES - 10) / deep.len();
+            assert!(render(&format!("{{{{ a{} }}}}", deep.repeat(levels))).is_err());
+        }
+        let branches = "{%elif a%}".repeat(6_000);
+        assert_eq!(
+            render(&format!("{{%if a%}}{branches}{{%endif%}}")).as_deref(),
+            Ok("")
+        );
+        // Lists that are folded for each operator around them, in as many tags as there may be.
+        let lists = "+[1]*999".repeat(MAX_TAG_OPERATORS / 4);
+        let tag = format!(
+            "{{% set b = [1]{lists}{} %}}",
+            "+b".repeat(MAX_TAG_OPERATORS / 2)
+        );
+        let tags = tag.repeat(MAX_SOURCE_BYTES / tag.len());
+        assert!(render(&tags).is_err());
+        let negated = format!("{{{{ {}a }}}}", "-".repeat(MAX_TAG_OPERATORS));
+        let many = negated.repeat(MAX_SOURCE_BYTES / negated.len());
+        assert!(render(&many).is_err());
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
     }
 }

@@ -272,7 +272,7 @@ async fn frames_over_the_readers_own_limits_are_refused_before_they_are_read() {
         let mut reader = FrameReader::new(&bytes[..]).limited(Pace::USUAL, limits);
         let read = reader.read_header().await;
         assert_eq!(read.is_ok(), fits, "{header:?}");
-        let too_large = matches!(read, Err(WireError::TooLarge { .. }));
+        let too_large = matches!(read, Err(WireError::TooLarge { flag: Some(_), .. }));
         assert_eq!(too_large, !fits);
     }
 }

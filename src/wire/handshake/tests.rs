@@ -525,7 +525,7 @@ async fn a_silent_peer_ends_in_a_timeout() {
     let (mut reader, mut writer) = end(far);
     let ours = introduction();
     let agreed = agree_as_decode_node(&mut reader, &mut writer, &ours, None);
-    let error = within(limit, agreed).await.unwrap_err();
+    let error = within(limit, None, agreed).await.unwrap_err();
     assert!(matches!(error, WireError::Timeout { after, .. } if after == limit));
 }
 

@@ -268,15 +268,16 @@ impl<'a> Client<'a> {
 
     fn unreachable(&self, error: &ureq::Error) -> HubError {
         HubError::Unreachable {
-            endpoint: self.settings.endpoint.clone(),
-            detail: error.to_string(),
+            endpoint: self.settings.shown_endpoint(),
+            detail: (error.to_string())
+                .replace(&self.settings.endpoint, &self.settings.shown_endpoint()),
         }
     }
 
     /// Why there is no answer: what the hub says in a header of its own, else the status.
     fn refusal(&self, response: &Response<Body>, at: At, file: Option<&str>) -> HubError {
         let status = response.status().as_u16();
-        let endpoint = self.settings.endpoint.clone();
+        let endpoint = self.settings.shown_endpoint();
         let page = format!("{endpoint}/{}", at.repository);
         let has_token = self.token.is_some();
         let asked = file.unwrap_or(at.repository).to_owned();

@@ -19,7 +19,8 @@ const MAX_TOKEN_BYTES: u64 = 1024;
 pub(in crate::model::source) struct HubSettings {
     /// Folder with `models--org--name` folders in it.
     pub(in crate::model::source) cache: PathBuf,
-    /// Address without a slash at its end.
+    /// Address without a slash at its end. It may hold a password: shown is
+    /// [`HubSettings::shown_endpoint`].
     pub(super) endpoint: String,
     /// Or what is wrong with it, which concerns only those who ask the hub.
     token: Result<Option<HubToken>, String>,
@@ -88,7 +89,8 @@ impl HubSettings {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         if !(endpoint.starts_with("https://") || endpoint.starts_with("http://")) {
             return Err(HubError::Setting(format!(
-                "HF_ENDPOINT is {endpoint:?}, wanted an address such as {DEFAULT_ENDPOINT}"
+                "HF_ENDPOINT is {:?}, wanted an address such as {DEFAULT_ENDPOINT}",
+                without_user(&endpoint)
             )));
         }
         let is_set = |value: String| {
@@ -108,12 +110,29 @@ impl HubSettings {
         })
     }
 
+    /// The hub's address for people, without the user and password that it may hold.
+    pub(super) fn shown_endpoint(&self) -> String {
+        without_user(&self.endpoint)
+    }
+
     /// The token, if there is one.
     pub(super) fn token(&self) -> Result<Option<&HubToken>, HubError> {
         match &self.token {
             Ok(token) => Ok(token.as_ref()),
             Err(why) => Err(HubError::Setting(why.clone())),
         }
+    }
+}
+
+/// An address without what stands before an `@`, wherever that is: in a malformed one, too.
+fn without_user(address: &str) -> String {
+    let (scheme, rest) = match address.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), address),
+    };
+    match rest.rsplit_once('@') {
+        Some((_, rest)) => format!("{scheme}…@{rest}"),
+        None => address.to_owned(),
     }
 }
 
@@ -215,5 +234,24 @@ mod tests {
         );
         let bad = endpoint("ftp://a").unwrap_err().to_string();
         assert!(bad.contains("ftp://a"), "{bad}");
+        let bad = endpoint("ftp://user:secret@a").unwrap_err().to_string();
+        assert!(
+            bad.contains("ftp://…@a") && !bad.contains("secret"),
+            "{bad}"
+        );
+    }
+
+    #[test]
+    fn a_password_in_the_endpoint_is_used_and_never_shown() {
+        for (address, shown) in [
+            ("https://mirror/hub", "https://mirror/hub"),
+            ("https://user:secret@mirror/hub", "https://…@mirror/hub"),
+            ("https://user:sec@ret/@mirror", "https://…@mirror"),
+        ] {
+            let settings = read(&[("HOME", "/h"), ("HF_ENDPOINT", address)]).unwrap();
+            assert_eq!(settings.endpoint, address);
+            assert_eq!(settings.shown_endpoint(), shown);
+        }
+        assert_eq!(without_user("user:secret@mirror"), "…@mirror");
     }
 }
