@@ -20,6 +20,7 @@ pub mod prose;
 mod provenance;
 mod rows;
 mod scenes;
+pub mod scored;
 mod strip;
 mod sweep;
 pub(crate) mod table;

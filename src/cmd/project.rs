@@ -15,7 +15,7 @@ use crate::projection::{
     EngineSpeed, LINE_RATES_GBPS, Links, Outlook, Restated, ScoredRow, Unmeasured, WithoutModel,
     distrust, distrust_of_fit, outlooks, restate, score,
 };
-use crate::report::projected;
+use crate::report::{projected, scored};
 
 /// The answer from a run, as JSON. Every figure but `measured` and the scores' is projected.
 #[derive(Serialize)]
@@ -78,7 +78,7 @@ fn from_run(args: &ProjectArgs, run: &Path) -> anyhow::Result<String> {
             let mut parts = vec![projected::fit_note(links.fit())];
             match scores.is_empty() {
                 true => parts.extend(outlooks.iter().map(projected::outlook_table)),
-                false => parts.push(projected::score_table(&scores)),
+                false => parts.push(scored::score_table(&scores)),
             }
             if !restated.is_empty() {
                 parts.push(projected::restated_table(&restated));

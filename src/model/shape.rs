@@ -16,8 +16,8 @@ const MAX_WEIGHTS: u64 = 1 << 48;
 /// Most layers: far above any real model, whose weights are all named in memory.
 pub const MAX_LAYERS: usize = 1 << 12;
 
-/// Most entries that the table of rotary positions may grow to, a gigabyte: a context of a million tokens with a
-/// head of 256.
+/// Most entries that the table of rotary positions may grow to, a gigabyte: a context of a million
+/// tokens with a head of 256.
 const MAX_ROPE_ENTRIES: usize = 1 << 28;
 
 /// Rotary positions: angles, and what they turn.

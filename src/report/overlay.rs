@@ -9,7 +9,7 @@ use super::document::{Block, DOUBTS, Document, Item};
 use super::number::{one_line, significant};
 use super::table::{NONE, Table, numbers, words};
 use super::tables::name;
-use super::{projected, provenance};
+use super::{provenance, scored};
 use crate::compare::Comparison;
 use crate::metrics::Record;
 use crate::metrics::summary::{Summary, SummaryArm};
@@ -135,7 +135,7 @@ fn predicted(runs: &[Named]) -> Vec<Block> {
          scatter: beyond it, and the prediction lies within the 95% interval of paired differences.",
         first.label
     );
-    vec![Block::text(what), Block::Table(projected::scores(&rows))]
+    vec![Block::text(what), Block::Table(scored::scores(&rows))]
 }
 
 fn finding(run: &Named) -> Item {
